@@ -1,0 +1,1 @@
+"""Backends: each folder's ``INFO`` states facts without importing its library."""

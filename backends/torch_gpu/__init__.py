@@ -1,0 +1,15 @@
+"""PyTorch: one code for the CPU and for CUDA."""
+
+from ...core.backend import BackendInfo
+
+INFO = BackendInfo(
+    name="torch",
+    target="fishertope.backends.torch_gpu.kernels:KERNELS",
+    requires=("torch",),
+    array_types=(("torch", "Tensor"),),
+    namespace="array_api_compat.torch",
+    devices=("cpu", "cuda"),
+    priority=100,
+    fallback="reference",
+    extra="torch",
+)

@@ -1,0 +1,1 @@
+"""Mathematics and interfaces, written once; nothing heavier than NumPy is imported here."""

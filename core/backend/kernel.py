@@ -1,0 +1,163 @@
+"""The kernels: coarse functions that each backend may write with its own algorithm.
+
+A kernel takes arrays of one library and returns arrays of the same library, dtype and device.
+Shapes are written as names; one name has one size within a call, and ``n+1`` is the size of
+``n`` plus one. ``int`` arrays are int64 and are not bound to the dtype of the floats.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kernel(StrEnum):
+    """Names of what a backend can provide, in the order of the four interfaces."""
+
+    DENSE_FISHER_ROWS = "dense_fisher_rows"
+    DENSE_FISHER_DIAGONAL = "dense_fisher_diagonal"
+    DENSE_FISHER_DIAGONAL_MEAN = "dense_fisher_diagonal_mean"
+    LOWRANK_PRODUCTS = "lowrank_products"
+    LOWRANK_PULLBACK = "lowrank_pullback"
+    LOWRANK_LINE = "lowrank_line"
+    NNLS_GRAM = "nnls_gram"
+    ZONOTOPE_SUPPORT = "zonotope_support"
+    SIGN_PATTERNS = "sign_patterns"
+
+    @property
+    def spec(self) -> "KernelSpec":
+        """Shapes, options and meaning of this kernel."""
+        return SPECS[self]
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One array argument: its name, its shape in words, and whether it holds integers."""
+
+    name: str
+    shape: str
+    integer: bool = False
+    nonnegative: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelSpec:
+    """The contract of a kernel.
+
+    Attributes
+    ----------
+    interface : str
+        "fisher", "factorization", "merging" or "zonotope".
+    formula : str
+        What is computed, in the symbols of the paper.
+    arguments : tuple of Argument
+        Positional arrays.
+    options : tuple of str
+        Keyword options (plain Python values).
+    returns : tuple of str
+        Shape of each returned array.
+    source : str
+        Where the formula comes from.
+    """
+
+    interface: str
+    formula: str
+    arguments: tuple[Argument, ...]
+    options: tuple[str, ...] = ()
+    returns: tuple[str, ...] = ()
+    source: str = ""
+
+
+_NPEFF = "Matena & Raffel 2023, arXiv:2310.04649"
+_RELU = "Matena & Raffel 2022, arXiv:2210.00176"
+_DENSE = (Argument("theta", "p"), Argument("inputs", "n d0"))
+_DENSE_OPTIONS = ("sizes", "activation", "output")
+
+SPECS: dict[Kernel, KernelSpec] = {
+    # ``theta`` holds W_1 (d1, d0) row-major, b_1 (d1), W_2, b_2, ...; ``sizes`` = (d0, ..., dL);
+    # ``activation`` in {"relu", "tanh", "identity"}; ``output`` in {"categorical", "gaussian"}.
+    Kernel.DENSE_FISHER_ROWS: KernelSpec(
+        interface="fisher",
+        formula="A_i with A_iᵀA_i = F(x_i) = E_{y~p}[∇log p(y|x_i) ∇log p(y|x_i)ᵀ]",
+        arguments=_DENSE,
+        options=(*_DENSE_OPTIONS, "reduced"),
+        returns=("n k p",),
+        source=_NPEFF,
+    ),
+    Kernel.DENSE_FISHER_DIAGONAL: KernelSpec(
+        interface="fisher",
+        formula="f_i = Σ_c p_c (∇log p_c)^2 = diag F(x_i)",
+        arguments=_DENSE,
+        options=_DENSE_OPTIONS,
+        returns=("n p",),
+        source=_NPEFF,
+    ),
+    Kernel.DENSE_FISHER_DIAGONAL_MEAN: KernelSpec(
+        interface="fisher",
+        formula="(1/n) Σ_i diag F(x_i), without any n×p array",
+        arguments=_DENSE,
+        options=_DENSE_OPTIONS,
+        returns=("p",),
+        source="Matena & Raffel 2022, arXiv:2111.09832",
+    ),
+    Kernel.LOWRANK_PRODUCTS: KernelSpec(
+        interface="factorization",
+        formula="B = A Gᵀ;  N_ik = Σ_{j in rows(i)} B_jk^2",
+        arguments=(
+            Argument("rows", "h m"),
+            Argument("offsets", "n+1", integer=True),
+            Argument("components", "r m"),
+        ),
+        returns=("h r", "n r"),
+        source=_NPEFF,
+    ),
+    Kernel.LOWRANK_PULLBACK: KernelSpec(
+        interface="factorization",
+        formula="(W̃∘B)ᵀ A with W̃ the rows of W repeated for every row of A",
+        arguments=(
+            Argument("rows", "h m"),
+            Argument("offsets", "n+1", integer=True),
+            Argument("coefficients", "n r"),
+            Argument("products", "h r"),
+        ),
+        returns=("r m",),
+        source=_NPEFF,
+    ),
+    Kernel.LOWRANK_LINE: KernelSpec(
+        interface="factorization",
+        formula="E = A Dᵀ;  N1_ik = 2 Σ_j B_jk E_jk;  N2_ik = Σ_j E_jk^2",
+        arguments=(
+            Argument("rows", "h m"),
+            Argument("offsets", "n+1", integer=True),
+            Argument("products", "h r"),
+            Argument("direction", "r m"),
+        ),
+        returns=("h r", "n r", "n r"),
+        source="fishertope: exact quartic line search",
+    ),
+    Kernel.NNLS_GRAM: KernelSpec(
+        interface="factorization",
+        formula="min_{W>=0} <WᵀW, H> − 2<W, N> by cyclic coordinate descent over columns of W; "
+        "stops after `sweeps` or when no entry moves by more than `tol`·max|W|",
+        arguments=(
+            Argument("gram", "r r"),
+            Argument("targets", "n r"),
+            Argument("start", "n r", nonnegative=True),
+        ),
+        options=("sweeps", "tol"),
+        returns=("n r",),
+        source="Cichocki & Phan 2009 (HALS); Gillis & Glineur 2012",
+    ),
+    Kernel.ZONOTOPE_SUPPORT: KernelSpec(
+        interface="zonotope",
+        formula="h_Z(w) = max_{z in Z} w·z = Σ_i max(x_i·w, 0),  Z = Σ_i [0, x_i]",
+        arguments=(Argument("generators", "n d"), Argument("directions", "k d")),
+        returns=("k",),
+        source=_RELU,
+    ),
+    Kernel.SIGN_PATTERNS: KernelSpec(
+        interface="zonotope",
+        formula="s_ki = sign(x_i·w_k) in {−1, 0, +1} as int8",
+        arguments=(Argument("generators", "n d"), Argument("directions", "k d")),
+        returns=("k n",),
+        source=_RELU,
+    ),
+}

@@ -1,0 +1,84 @@
+"""Thread counts, set on purpose in one place and written into results."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import InvalidInputError
+
+ENVIRONMENT_VARIABLE = "FISHERTOPE_NUM_THREADS"
+
+
+def default_threads() -> int:
+    """Threads used unless told otherwise: ``FISHERTOPE_NUM_THREADS``, else the CPUs granted.
+
+    Raises
+    ------
+    InvalidInputError
+        If the variable is set to something that is not a positive whole number.
+    """
+    text = os.environ.get(ENVIRONMENT_VARIABLE)
+    if text is None:
+        granted = getattr(os, "sched_getaffinity", None)
+        return max(1, len(granted(0)) if granted else (os.cpu_count() or 1))
+    if not text.isdigit() or int(text) < 1:
+        raise InvalidInputError(
+            f"{ENVIRONMENT_VARIABLE}={text!r} was given; a whole number >= 1 is accepted. "
+            "Correct or unset it."
+        )
+    return int(text)
+
+
+@contextmanager
+def thread_limit(n: int | None = None) -> Iterator[int]:
+    """Run a block with ``n`` threads in BLAS, OpenMP, numba and torch; restore on exit.
+
+    Parameters
+    ----------
+    n : int, optional
+        ``None`` means :func:`default_threads`.
+
+    Yields
+    ------
+    int
+        The number of threads in force.
+    """
+    from threadpoolctl import threadpool_limits
+
+    count = default_threads() if n is None else n
+    if count < 1:
+        raise InvalidInputError(f"{count} threads were asked for; give a whole number >= 1.")
+    numba, torch = sys.modules.get("numba"), sys.modules.get("torch")
+    before_numba = numba.get_num_threads() if numba else 0
+    before_torch = torch.get_num_threads() if torch else 0
+    with threadpool_limits(limits=count):
+        try:
+            if numba:
+                numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+            if torch:
+                torch.set_num_threads(count)
+            yield count
+        finally:
+            if numba:
+                numba.set_num_threads(before_numba)
+            if torch:
+                torch.set_num_threads(before_torch)
+
+
+def thread_facts() -> dict[str, Any]:
+    """Thread counts now in force, by library, as results record them."""
+    from threadpoolctl import threadpool_info
+
+    facts: dict[str, Any] = {
+        pool["internal_api"]: pool["num_threads"] for pool in threadpool_info()
+    }
+    numba, torch = sys.modules.get("numba"), sys.modules.get("torch")
+    if numba:
+        facts["numba"] = int(numba.get_num_threads())
+    if torch:
+        facts["torch"] = int(torch.get_num_threads())
+    return facts

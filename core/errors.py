@@ -1,0 +1,52 @@
+"""Named errors: our class beside the builtin that a caller would expect.
+
+Every message says what was given, what is accepted and what to do.
+"""
+
+
+class FishertopeError(Exception):
+    """Base of every error that fishertope raises on purpose."""
+
+
+class InvalidInputError(FishertopeError, ValueError):
+    """A value has the wrong shape, range or content (NaN, negative Fishers, zero components)."""
+
+
+class ArrayTypeError(FishertopeError, TypeError):
+    """Arrays of a library, dtype or device that the chosen backend does not take."""
+
+
+class BackendNotFound(FishertopeError, ValueError):
+    """No backend of that name is registered."""
+
+
+class BackendUnavailable(FishertopeError, ImportError):
+    """The backend is registered, but a package that it needs is not installed."""
+
+
+class KernelUnsupported(FishertopeError, NotImplementedError):
+    """The backend does not provide that kernel and declares no fallback."""
+
+
+class EngineNotFound(FishertopeError, TypeError):
+    """No model engine is registered for this type of model."""
+
+
+class CorruptFileError(FishertopeError, ValueError):
+    """A file of ours is truncated, altered, or not what its header says."""
+
+
+class ForeignFolderError(FishertopeError, FileExistsError):
+    """The output folder holds something that fishertope did not write."""
+
+
+class SolveFailedError(FishertopeError, RuntimeError):
+    """A solver stopped without an answer and ``on_failure="raise"`` was asked for."""
+
+
+class ConvergenceWarning(UserWarning):
+    """A solver stopped before its stopping rule held; the result says how far it came."""
+
+
+class ConversionWarning(UserWarning):
+    """A choice was made that costs time or accuracy and that the caller may want to know."""

@@ -1,0 +1,13 @@
+"""The model seam: engines by model type, output distributions, named parameters."""
+
+from .engine import (
+    ModelEngine as ModelEngine,
+    engine_for as engine_for,
+    register_engine as register_engine,
+)
+from .outputs import (
+    Categorical as Categorical,
+    Gaussian as Gaussian,
+    OutputDistribution as OutputDistribution,
+)
+from .sites import Site as Site, sites_of as sites_of, unflatten as unflatten

@@ -1,0 +1,108 @@
+"""Output distributions: what a network's outputs z mean, and the square root of their Fisher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from array_api_compat import array_namespace
+
+from ..errors import InvalidInputError
+from ..types import Array
+
+
+@runtime_checkable
+class OutputDistribution(Protocol):
+    """p(y | z) for outputs z (n, C), with the Fisher of z written as UᵀU."""
+
+    name: str
+
+    def fisher_root(self, z: Array, *, reduced: bool = True) -> Array:
+        """U (n, k, C) with U_iᵀU_i = E_y[∇_z log p ∇_z log pᵀ]."""
+        ...
+
+    def log_prob(self, z: Array, y: Array) -> Array:
+        """log p(y_i | z_i) (n,)."""
+        ...
+
+    def kl(self, z: Array, z_other: Array) -> Array:
+        """KL(p(·|z_i) ‖ p(·|z_other_i)) (n,), in nats."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Categorical:
+    """Softmax over C classes: z are logits.
+
+    Fisher of the logits: diag(p) − ppᵀ = LLᵀ with L = diag(√p) − p√pᵀ. The C rows of Lᵀ are
+    √p_c ∇_z log p_c; they satisfy Σ_c √p_c a_c = 0, so C − 1 rows carry the same matrix: with H
+    the Householder reflection that maps √p to a multiple of e_C, the last row of HLᵀ is zero.
+    """
+
+    name: str = "categorical"
+
+    def fisher_root(self, z: Array, *, reduced: bool = True) -> Array:
+        """Rows √p_c ∇_z log p_c (n, C, C), or n × (C−1) × C rows of the same Fisher."""
+        xp = array_namespace(z)
+        p = xp.exp(self.log_probs(z))
+        s = xp.sqrt(p)
+        n_classes = z.shape[-1]
+        eye = xp.eye(n_classes, dtype=z.dtype, device=z.device)
+        # Row c of Lᵀ: √p_c (e_c − p).
+        root = s[:, :, None] * (eye[None] - p[:, None, :])
+        if not reduced:
+            return root
+        # v = s + sign(s_C) e_C with s ≥ 0 and ‖s‖ = 1 gives H s = −e_C without cancellation.
+        v = s + eye[-1][None]
+        scale = 2.0 / xp.sum(v * v, axis=-1)
+        projected = xp.matmul(v[:, None, :], root)  # (n, 1, C): vᵀ Lᵀ
+        reflected = root - (scale[:, None] * v)[:, :, None] * projected
+        return reflected[:, :-1, :]
+
+    def log_probs(self, z: Array) -> Array:
+        """Log-probabilities of all classes (n, C)."""
+        xp = array_namespace(z)
+        shifted = z - xp.max(z, axis=-1, keepdims=True)
+        return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
+
+    def log_prob(self, z: Array, y: Array) -> Array:
+        """log p(y_i | z_i) for class numbers y (n,)."""
+        xp = array_namespace(z)
+        return xp.take_along_axis(self.log_probs(z), y[:, None], axis=-1)[:, 0]
+
+    def kl(self, z: Array, z_other: Array) -> Array:
+        """KL(softmax z_i ‖ softmax z_other_i) (n,)."""
+        xp = array_namespace(z)
+        lp, lq = self.log_probs(z), self.log_probs(z_other)
+        return xp.sum(xp.exp(lp) * (lp - lq), axis=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Gaussian:
+    """Independent normal outputs with means z and a fixed variance σ²: Fisher of z = I/σ²."""
+
+    variance: float = 1.0
+    name: str = "gaussian"
+
+    def __post_init__(self) -> None:
+        if not self.variance > 0:
+            raise InvalidInputError(f"variance={self.variance!r} was given; it must be > 0.")
+
+    def fisher_root(self, z: Array, *, reduced: bool = True) -> Array:
+        """I/σ for each example (n, C, C); there is nothing to reduce."""
+        xp = array_namespace(z)
+        eye = xp.eye(z.shape[-1], dtype=z.dtype, device=z.device) / self.variance**0.5
+        return xp.tile(eye[None], (z.shape[0], 1, 1))
+
+    def log_prob(self, z: Array, y: Array) -> Array:
+        """Normal log-density (n,) of targets y (n, C)."""
+        from math import log, pi
+
+        xp = array_namespace(z)
+        constant = z.shape[-1] * log(2.0 * pi * self.variance)
+        return -0.5 * (xp.sum((y - z) ** 2, axis=-1) / self.variance + constant)
+
+    def kl(self, z: Array, z_other: Array) -> Array:
+        """‖z_i − z_other_i‖² / (2σ²) (n,)."""
+        xp = array_namespace(z)
+        return xp.sum((z - z_other) ** 2, axis=-1) / (2.0 * self.variance)

@@ -1,0 +1,1 @@
+"""Studies and demonstrations: each module is one result that anyone can run again."""

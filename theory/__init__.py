@@ -1,0 +1,1 @@
+"""Exact optimisation of shallow ReLU networks as a search over zonotope vertices."""
