@@ -15,6 +15,7 @@ from .select import (
     select_backend as select_backend,
 )
 from .threads import (
+    current_threads as current_threads,
     default_threads as default_threads,
     thread_facts as thread_facts,
     thread_limit as thread_limit,

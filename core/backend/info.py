@@ -134,6 +134,6 @@ class Backend:
             return Converted(self.info, self.info.fallback, kernel)
         have = ", ".join(sorted(self.kernels)) or "none"
         raise KernelUnsupported(
-            f"The backend {self.name!r} has no kernel {str(kernel)!r} (it has: {have}) and declares "
-            "no fallback. Choose another backend, or set BackendInfo.fallback='reference'."
+            f"The backend {self.name!r} has no kernel {str(kernel)!r} (it has: {have}) and "
+            "declares no fallback. Choose another backend, or set BackendInfo.fallback='reference'."
         )

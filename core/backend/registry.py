@@ -84,7 +84,7 @@ def get_backend(name: str) -> Backend:
     if name not in infos:
         raise BackendNotFound(
             f"There is no backend {name!r}. Registered: {', '.join(sorted(infos))} "
-            f"(installed: {', '.join(available_backends())}). Use one of these, or \"auto\"."
+            f'(installed: {", ".join(available_backends())}). Use one of these, or "auto".'
         )
     return _load(infos[name])
 

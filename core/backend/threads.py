@@ -6,15 +6,28 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from ..errors import InvalidInputError
 
 ENVIRONMENT_VARIABLE = "FISHERTOPE_NUM_THREADS"
 
+# Set for the block of a thread_limit only; None outside of one.
+_LIMIT: ContextVar[int | None] = ContextVar("fishertope_thread_limit", default=None)
+
+
+def current_threads() -> int:
+    """Threads that a kernel may use here: those of the enclosing :func:`thread_limit`, if any."""
+    limit = _LIMIT.get()
+    return default_threads() if limit is None else limit
+
 
 def default_threads() -> int:
-    """Threads used unless told otherwise: ``FISHERTOPE_NUM_THREADS``, else the CPUs granted.
+    """Threads used unless told otherwise.
+
+    ``FISHERTOPE_NUM_THREADS``; else ``OMP_NUM_THREADS``, which joblib sets in its workers so that
+    they do not crowd each other; else the CPUs granted to the process.
 
     Raises
     ------
@@ -23,6 +36,9 @@ def default_threads() -> int:
     """
     text = os.environ.get(ENVIRONMENT_VARIABLE)
     if text is None:
+        shared = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+        if shared.isdigit() and int(shared) >= 1:
+            return int(shared)
         granted = getattr(os, "sched_getaffinity", None)
         return max(1, len(granted(0)) if granted else (os.cpu_count() or 1))
     if not text.isdigit() or int(text) < 1:
@@ -55,6 +71,7 @@ def thread_limit(n: int | None = None) -> Iterator[int]:
     numba, torch = sys.modules.get("numba"), sys.modules.get("torch")
     before_numba = numba.get_num_threads() if numba else 0
     before_torch = torch.get_num_threads() if torch else 0
+    token = _LIMIT.set(count)
     with threadpool_limits(limits=count):
         try:
             if numba:
@@ -63,6 +80,7 @@ def thread_limit(n: int | None = None) -> Iterator[int]:
                 torch.set_num_threads(count)
             yield count
         finally:
+            _LIMIT.reset(token)
             if numba:
                 numba.set_num_threads(before_numba)
             if torch:

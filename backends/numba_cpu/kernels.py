@@ -1,0 +1,250 @@
+"""The kernels for NumPy arrays on the CPU: matrix products by BLAS, the rest by compiled loops.
+
+This adapter makes arrays contiguous and writable (numba compiles again for other layouts and for
+read-only arrays), allocates the results and shares the work among threads. Threads never share a
+sum, so their number does not change what the loops return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...core.backend import Kernel
+from ...core.backend.layout import DenseLayer, dense_layout
+from ...core.model import Categorical, Gaussian
+from ...core.types import FloatArray, IntArray, NumpyArray
+from ._factor_kernels import descend, scale_segments, segment_products
+from ._fisher_kernels import write_diagonals, write_rows, write_square_sums
+from ._split import split
+from ._zonotope_kernels import positive_sums, write_signs
+
+# Entries of the largest temporary: a few MB, so that blocks stay in the cache.
+_BLOCK = 1 << 19
+
+
+def _ready(x: NumpyArray) -> NumpyArray:
+    """``x`` C-contiguous and writable, copied only if it is not."""
+    return np.require(x, requirements=["C", "W"])
+
+
+def dense_fisher_rows(
+    theta: FloatArray,
+    inputs: FloatArray,
+    *,
+    sizes: Sequence[int],
+    activation: str,
+    output: str,
+    reduced: bool = True,
+) -> FloatArray:
+    """Rows A_i = U_i J_i (n, k, p), in the dtype of the inputs. Cost: n·k·p."""
+    k = _n_rows(sizes, output, reduced=reduced)
+    rows = np.empty((len(inputs), k, len(theta)), dtype=theta.dtype)
+    for block, activations, deltas in _blocks(theta, inputs, sizes, activation, output, reduced):
+        part = rows[block]
+        for layer, a, delta in zip(dense_layout(sizes), activations, deltas, strict=True):
+            work = delta.size * layer.d_in
+            split(write_rows, len(a), delta, a, layer.start, part, work=work)
+    return rows
+
+
+def dense_fisher_diagonal(
+    theta: FloatArray,
+    inputs: FloatArray,
+    *,
+    sizes: Sequence[int],
+    activation: str,
+    output: str,
+) -> FloatArray:
+    """f_i = diag F(x_i) (n, p), in the dtype of the inputs. Cost: n·(p + k·Σ_l d_l d_{l−1})."""
+    diagonals = np.empty((len(inputs), len(theta)), dtype=theta.dtype)
+    for block, activations, deltas in _blocks(theta, inputs, sizes, activation, output, True):
+        part = diagonals[block]
+        for layer, a, delta in zip(dense_layout(sizes), activations, deltas, strict=True):
+            q, work = _square_sums(delta), len(a) * layer.d_in * layer.d_out
+            split(write_diagonals, len(a), q, a * a, layer.start, part, work=work)
+    return diagonals
+
+
+def dense_fisher_diagonal_mean(
+    theta: FloatArray,
+    inputs: FloatArray,
+    *,
+    sizes: Sequence[int],
+    activation: str,
+    output: str,
+) -> FloatArray:
+    """(1/n) Σ_i diag F(x_i) (p,): per layer (Σ_c δ_c²)ᵀ a² over blocks of examples.
+
+    Products in the dtype of the inputs, blocks added in float64. Memory: O(p), no n×p array.
+    """
+    total = np.zeros(len(theta))
+    for _, activations, deltas in _blocks(theta, inputs, sizes, activation, output, True):
+        for layer, a, delta in zip(dense_layout(sizes), activations, deltas, strict=True):
+            q = _square_sums(delta)
+            total[layer.start : layer.bias] += (q.T @ (a * a)).ravel()
+            total[layer.bias : layer.stop] += q.sum(axis=0)
+    return (total / len(inputs)).astype(theta.dtype)
+
+
+def _n_rows(sizes: Sequence[int], output: str, *, reduced: bool) -> int:
+    return sizes[-1] - 1 if output == "categorical" and reduced else sizes[-1]
+
+
+def _blocks(
+    theta: FloatArray,
+    inputs: FloatArray,
+    sizes: Sequence[int],
+    activation: str,
+    output: str,
+    reduced: bool,
+) -> Iterator[tuple[slice, list[FloatArray], list[FloatArray]]]:
+    """Blocks of examples with the activations (n, d_in) and the δ (n, k, d_out) of every layer."""
+    k = _n_rows(sizes, output, reduced=reduced)
+    length = max(1, _BLOCK // max(1, k * max(sizes[1:])))
+    layers = dense_layout(sizes)
+    for at in range(0, len(inputs), length):
+        block = slice(at, at + length)
+        activations, z = _forward(theta, inputs[block], layers, activation)
+        distribution = Categorical() if output == "categorical" else Gaussian()
+        deltas = [_ready(distribution.fisher_root(z, reduced=reduced))]
+        for layer, a in zip(layers[:0:-1], activations[:0:-1], strict=True):
+            back = deltas[-1].reshape(-1, layer.d_out) @ _weight(theta, layer)
+            delta = back.reshape(len(z), k, layer.d_in)
+            if activation != "identity":
+                slope = a > 0 if activation == "relu" else 1 - a * a
+                delta *= slope[:, None, :]
+            deltas.append(delta)
+        yield block, activations, deltas[::-1]
+
+
+def _forward(
+    theta: FloatArray, inputs: FloatArray, layers: Sequence[DenseLayer], activation: str
+) -> tuple[list[FloatArray], FloatArray]:
+    activations = [_ready(inputs)]
+    for layer in layers:
+        z: FloatArray = activations[-1] @ _weight(theta, layer).T
+        z += theta[layer.bias : layer.stop]
+        if layer is not layers[-1]:
+            if activation == "relu":
+                np.maximum(z, 0, out=z)
+            elif activation == "tanh":
+                np.tanh(z, out=z)
+            activations.append(z)
+    return activations, z
+
+
+def _weight(theta: FloatArray, layer: DenseLayer) -> FloatArray:
+    return theta[layer.start : layer.bias].reshape(layer.d_out, layer.d_in)
+
+
+def _square_sums(deltas: FloatArray) -> FloatArray:
+    q = np.empty((deltas.shape[0], deltas.shape[2]), dtype=deltas.dtype)
+    split(write_square_sums, len(q), deltas, q, work=deltas.size)
+    return q
+
+
+def lowrank_products(
+    rows: FloatArray, offsets: IntArray, components: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """B = A Gᵀ (h, r) and N_ik = Σ_{j in rows(i)} B_jk² (n, r), in the dtype of the inputs."""
+    products = rows @ components.T
+    return products, _segments(products, products, offsets, 1)
+
+
+def lowrank_pullback(
+    rows: FloatArray, offsets: IntArray, coefficients: FloatArray, products: FloatArray
+) -> FloatArray:
+    """(W̃∘B)ᵀ A (r, m), in the dtype of the inputs."""
+    weighted = np.empty(products.shape, dtype=products.dtype)
+    split(
+        scale_segments,
+        len(coefficients),
+        _ready(coefficients),
+        _ready(products),
+        _ready(offsets),
+        weighted,
+        work=products.size,
+    )
+    return weighted.T @ rows
+
+
+def lowrank_line(
+    rows: FloatArray, offsets: IntArray, products: FloatArray, direction: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """E = A Dᵀ, N1 = 2 Σ_rows B∘E and N2 = Σ_rows E∘E, in the dtype of the inputs."""
+    change = rows @ direction.T
+    first = _segments(_ready(products), change, offsets, 2)
+    return change, first, _segments(change, change, offsets, 1)
+
+
+def _segments(left: FloatArray, right: FloatArray, offsets: IntArray, scale: int) -> FloatArray:
+    out = np.empty((len(offsets) - 1, left.shape[1]), dtype=left.dtype)
+    split(segment_products, len(out), left, right, _ready(offsets), scale, out, work=left.size)
+    return out
+
+
+def nnls_gram(
+    gram: FloatArray,
+    targets: FloatArray,
+    start: FloatArray,
+    *,
+    sweeps: int = 5,
+    tol: float = 0.0,
+) -> FloatArray:
+    """W (n, r) by coordinate descent, one example after another; accumulated in float64.
+
+    Cost: at most n·(sweeps + 1)·r²; coefficients that stay at zero cost nothing.
+    """
+    coefficients = np.array(start, order="C")
+    n, r = coefficients.shape
+    split(
+        descend,
+        n,
+        _ready(gram),
+        _ready(targets),
+        sweeps,
+        float(tol),
+        coefficients,
+        work=n * sweeps * r * r,
+    )
+    return coefficients
+
+
+def zonotope_support(generators: FloatArray, directions: FloatArray) -> FloatArray:
+    """h_Z(w) = Σ_i max(x_i·w, 0) (k,); products in the dtype of the inputs, sums in float64."""
+    support = np.empty(len(directions), dtype=generators.dtype)
+    for block, products in _products(generators, directions):
+        split(positive_sums, len(products), products, support[block], work=products.size)
+    return support
+
+
+def sign_patterns(generators: FloatArray, directions: FloatArray) -> NumpyArray:
+    """sign(x_i·w_k) as int8 (k, n); 0 where the computed product is exactly 0."""
+    patterns = np.empty((len(directions), len(generators)), dtype=np.int8)
+    for block, products in _products(generators, directions):
+        split(write_signs, len(products), products, patterns[block], work=products.size)
+    return patterns
+
+
+def _products(generators: FloatArray, directions: FloatArray) -> Iterator[tuple[slice, FloatArray]]:
+    """x_i·w_k (block of k, n) for blocks of directions that fit the cache."""
+    length = max(1, _BLOCK // max(1, len(generators)))
+    for at in range(0, len(directions), length):
+        block = slice(at, at + length)
+        yield block, directions[block] @ generators.T
+
+
+KERNELS: dict[Kernel, Callable[..., Any]] = {
+    Kernel.DENSE_FISHER_ROWS: dense_fisher_rows,
+    Kernel.DENSE_FISHER_DIAGONAL: dense_fisher_diagonal,
+    Kernel.DENSE_FISHER_DIAGONAL_MEAN: dense_fisher_diagonal_mean,
+    Kernel.LOWRANK_PRODUCTS: lowrank_products,
+    Kernel.LOWRANK_PULLBACK: lowrank_pullback,
+    Kernel.LOWRANK_LINE: lowrank_line,
+    Kernel.NNLS_GRAM: nnls_gram,
+    Kernel.ZONOTOPE_SUPPORT: zonotope_support,
+    Kernel.SIGN_PATTERNS: sign_patterns,
+}

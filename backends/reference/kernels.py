@@ -1,0 +1,249 @@
+"""The kernels in NumPy, to be read beside the papers; never optimised.
+
+Every function works in the dtype of its inputs unless it says otherwise. Symbols: θ parameters,
+a_l activations of layer l, δ_l derivative with respect to the layer's pre-activation, p softmax
+probabilities, A factor rows, G components, W coefficients (Matena & Raffel, arXiv:2310.04649);
+x_i generators, w directions (arXiv:2210.00176).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...core.backend import Kernel
+from ...core.backend.layout import dense_layout
+from ...core.types import FloatArray, IntArray, NumpyArray
+
+
+def dense_fisher_rows(
+    theta: FloatArray,
+    inputs: FloatArray,
+    *,
+    sizes: Sequence[int],
+    activation: str,
+    output: str,
+    reduced: bool = True,
+) -> FloatArray:
+    """Rows A_i = U_i J_i (n, k, p), so that A_iᵀA_i = F(x_i).
+
+    J_i = ∂z/∂θ at x_i; U_iᵀU_i is the Fisher of the outputs z. k = C, or C − 1 for a categorical
+    with ``reduced``. Cost: n·k·p.
+    """
+    n_outputs = sizes[-1]
+    k = n_outputs - 1 if output == "categorical" and reduced else n_outputs
+    rows = np.zeros((len(inputs), k, len(theta)), dtype=theta.dtype)
+    for i, x in enumerate(inputs):
+        activations, z = _forward(theta, x, sizes, activation)
+        for j, u in enumerate(_output_root(z, output, reduced=reduced)):
+            rows[i, j] = _gradient(theta, activations, u, sizes, activation)
+    return rows
+
+
+def dense_fisher_diagonal(
+    theta: FloatArray,
+    inputs: FloatArray,
+    *,
+    sizes: Sequence[int],
+    activation: str,
+    output: str,
+) -> FloatArray:
+    """f_i = Σ_c p_c (∇ log p_c)² = diag F(x_i), shape (n, p): the squared rows, summed."""
+    diagonal = np.zeros((len(inputs), len(theta)), dtype=theta.dtype)
+    for i, x in enumerate(inputs):
+        activations, z = _forward(theta, x, sizes, activation)
+        for u in _output_root(z, output, reduced=False):
+            diagonal[i] += _gradient(theta, activations, u, sizes, activation) ** 2
+    return diagonal
+
+
+def dense_fisher_diagonal_mean(
+    theta: FloatArray,
+    inputs: FloatArray,
+    *,
+    sizes: Sequence[int],
+    activation: str,
+    output: str,
+) -> FloatArray:
+    """(1/n) Σ_i diag F(x_i), shape (p,).
+
+    The entry of weight (o, t) of layer l is Σ_c (δ_co a_t)² = (Σ_c δ_co²) a_t². Accumulated in
+    float64.
+    """
+    layers = dense_layout(sizes)
+    total = np.zeros(len(theta))
+    for x in inputs:
+        activations, z = _forward(theta, x, sizes, activation)
+        roots = _output_root(z, output, reduced=False)
+        deltas = [_deltas(theta, activations, u, sizes, activation) for u in roots]
+        for depth, layer in enumerate(layers):
+            q = sum(delta[depth] ** 2 for delta in deltas)
+            total[layer.start : layer.bias] += np.outer(q, activations[depth] ** 2).ravel()
+            total[layer.bias : layer.stop] += q
+    return (total / len(inputs)).astype(theta.dtype)
+
+
+def _forward(
+    theta: FloatArray, x: FloatArray, sizes: Sequence[int], activation: str
+) -> tuple[list[FloatArray], FloatArray]:
+    """Activations a_0 = x, ..., a_{L−1} of one example, and its outputs z."""
+    layers = dense_layout(sizes)
+    activations = [x]
+    for layer in layers:
+        weight = theta[layer.start : layer.bias].reshape(layer.d_out, layer.d_in)
+        z: FloatArray = weight @ activations[-1] + theta[layer.bias : layer.stop]
+        if layer is not layers[-1]:
+            activations.append(_ACTIVATIONS[activation](z))
+    return activations, z
+
+
+def _output_root(z: FloatArray, output: str, *, reduced: bool) -> FloatArray:
+    """U (k, C) with UᵀU = E_y[∇_z log p(y|z) ∇_z log p(y|z)ᵀ] for one example's outputs z (C,)."""
+    n_outputs = len(z)
+    eye = np.eye(n_outputs, dtype=z.dtype)
+    if output == "gaussian":
+        return eye
+    e = np.exp(z - z.max())
+    p = e / e.sum()
+    s = np.sqrt(p)
+    root = s[:, None] * (eye - p)  # row c: √p_c ∇_z log p_c = √p_c (e_c − p)
+    if not reduced:
+        return root
+    # Σ_c √p_c · row_c = 0. The reflection H = I − 2vvᵀ/‖v‖² with v = s + e_C maps s to −e_C,
+    # so row C of H·root vanishes, and HᵀH = I keeps the product.
+    v = s + eye[-1]
+    reflected = root - np.outer(2.0 * v / (v @ v), v @ root)
+    return reflected[:-1].astype(z.dtype, copy=False)
+
+
+def _deltas(
+    theta: FloatArray,
+    activations: list[FloatArray],
+    u: FloatArray,
+    sizes: Sequence[int],
+    activation: str,
+) -> list[FloatArray]:
+    """δ_l = ∂(u·z)/∂(pre-activation of layer l), the first layer first."""
+    deltas = [u]
+    for layer, a in zip(dense_layout(sizes)[:0:-1], activations[:0:-1], strict=True):
+        weight = theta[layer.start : layer.bias].reshape(layer.d_out, layer.d_in)
+        deltas.append((weight.T @ deltas[-1]) * _SLOPES[activation](a))
+    return deltas[::-1]
+
+
+def _gradient(
+    theta: FloatArray,
+    activations: list[FloatArray],
+    u: FloatArray,
+    sizes: Sequence[int],
+    activation: str,
+) -> FloatArray:
+    """∂(u·z)/∂θ (p,): δ_l a_{l−1}ᵀ for the weights of layer l, δ_l for its biases."""
+    parts: list[FloatArray] = []
+    deltas = _deltas(theta, activations, u, sizes, activation)
+    for delta, a in zip(deltas, activations, strict=True):
+        parts += [np.outer(delta, a).ravel(), delta]
+    return np.concatenate(parts)
+
+
+_ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "relu": lambda z: np.maximum(z, 0),
+    "tanh": np.tanh,
+    "identity": lambda z: z,
+}
+
+# Derivatives, written in the activation's value a; relu'(0) = 0.
+_SLOPES: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "relu": lambda a: (a > 0).astype(a.dtype),
+    "tanh": lambda a: 1 - a**2,
+    "identity": np.ones_like,
+}
+
+
+def lowrank_products(
+    rows: FloatArray, offsets: IntArray, components: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """B = A Gᵀ (h, r) and N_ik = Σ_{j in rows(i)} B_jk² = g_kᵀF_i g_k (n, r)."""
+    products = rows @ components.T
+    return products, _segment_sums(products**2, offsets)
+
+
+def lowrank_pullback(
+    rows: FloatArray, offsets: IntArray, coefficients: FloatArray, products: FloatArray
+) -> FloatArray:
+    """(W̃∘B)ᵀ A (r, m); W̃ (h, r) repeats row i of W for every row of A_i."""
+    repeated = np.repeat(coefficients, np.diff(offsets), axis=0)
+    return (repeated * products).T @ rows
+
+
+def lowrank_line(
+    rows: FloatArray, offsets: IntArray, products: FloatArray, direction: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """E = A Dᵀ, and N1, N2 with N(G + tD) = N + t N1 + t² N2."""
+    change = rows @ direction.T
+    return (
+        change,
+        2 * _segment_sums(products * change, offsets),
+        _segment_sums(change**2, offsets),
+    )
+
+
+def _segment_sums(values: FloatArray, offsets: IntArray) -> FloatArray:
+    """Add up each example's rows: (h, r) → (n, r)."""
+    sums = np.zeros((len(offsets) - 1, values.shape[1]), dtype=values.dtype)
+    for i in range(len(sums)):
+        sums[i] = values[offsets[i] : offsets[i + 1]].sum(axis=0)
+    return sums
+
+
+def nnls_gram(
+    gram: FloatArray,
+    targets: FloatArray,
+    start: FloatArray,
+    *,
+    sweeps: int = 5,
+    tol: float = 0.0,
+) -> FloatArray:
+    """W (n, r) from ``sweeps`` rounds of W_k ← max(0, W_k + (N_k − W H_k)/H_kk), k = 1..r.
+
+    An example leaves the rounds after the one in which none of its coefficients moved by more
+    than ``tol`` times the largest of them. Coefficients with H_kk ≤ 0 are set to 0: their
+    component is zero. Accumulated in float64.
+    """
+    h, n = gram.astype(np.float64), targets.astype(np.float64)
+    w = np.where(np.diag(h) > 0, start, 0.0).astype(np.float64)
+    moving = np.full(len(w), True)
+    for _ in range(sweeps):
+        before = w.copy()
+        for k in np.flatnonzero(np.diag(h) > 0):
+            step = (n[:, k] - w @ h[:, k]) / h[k, k]
+            w[moving, k] = np.maximum(0.0, w[:, k] + step)[moving]
+        moved = np.abs(w - before).max(axis=1, initial=0.0)
+        moving &= moved > tol * np.abs(w).max(axis=1, initial=0.0)
+    return w.astype(start.dtype)
+
+
+def zonotope_support(generators: FloatArray, directions: FloatArray) -> FloatArray:
+    """h_Z(w) = Σ_i max(x_i·w, 0) (k,) for every direction w; the sum runs in float64."""
+    products = directions @ generators.T
+    return np.maximum(products, 0).sum(axis=1, dtype=np.float64).astype(generators.dtype)
+
+
+def sign_patterns(generators: FloatArray, directions: FloatArray) -> NumpyArray:
+    """s_ki = sign(x_i·w_k) as int8 (k, n); 0 where the computed product is exactly 0."""
+    return np.sign(directions @ generators.T).astype(np.int8)
+
+
+KERNELS: dict[Kernel, Callable[..., Any]] = {
+    Kernel.DENSE_FISHER_ROWS: dense_fisher_rows,
+    Kernel.DENSE_FISHER_DIAGONAL: dense_fisher_diagonal,
+    Kernel.DENSE_FISHER_DIAGONAL_MEAN: dense_fisher_diagonal_mean,
+    Kernel.LOWRANK_PRODUCTS: lowrank_products,
+    Kernel.LOWRANK_PULLBACK: lowrank_pullback,
+    Kernel.LOWRANK_LINE: lowrank_line,
+    Kernel.NNLS_GRAM: nnls_gram,
+    Kernel.ZONOTOPE_SUPPORT: zonotope_support,
+    Kernel.SIGN_PATTERNS: sign_patterns,
+}
