@@ -1,0 +1,6 @@
+"""Non-negative factorization of per-example Fishers (NPEFF)."""
+
+from .factorize import factorize as factorize
+from .history import History as History
+from .method import LowRankNPEFF as LowRankNPEFF
+from .result import Factorization as Factorization

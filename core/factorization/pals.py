@@ -1,0 +1,141 @@
+"""PALS: preconditioned alternating least squares for low-rank NPEFF; no step size, monotone.
+
+One step lowers W by coordinate descent over the shared Gram H, then moves G along
+D = −M⁻¹[MG − (W̃∘B)ᵀA], M = V∘S + μI (towards the least-squares G for fixed B), by the exact
+global minimiser of the quartic L(W, G + tD). Two data products a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..types import Array
+from .history import Recorder
+from .objective import (
+    coefficient_gram,
+    gram,
+    inner,
+    line_coefficients,
+    loss_value,
+    minimise_quartic,
+)
+from .problem import LowRankProblem
+
+# Added to M so that components with W_k = 0 (a zero row and column of M) stay where they are.
+RIDGE = 1e-10
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Point:
+    """An iterate with everything that the next step needs.
+
+    W (n, r), G (r, m), B = AGᵀ (h, r), N (n, r), S = GGᵀ (r, r, float64), loss L.
+    """
+
+    W: Array
+    G: Array
+    B: Array
+    N: Array
+    S: Array
+    loss: float
+
+
+def evaluate(problem: LowRankProblem, W: Array, G: Array) -> Point:
+    """The point at (W, G); one data product."""
+    B, N = problem.products(G)
+    S = gram(G)
+    return Point(W, G, B, N, S, loss_value(problem.total, W, N, S))
+
+
+def lower_coefficients(
+    problem: LowRankProblem, point: Point, *, sweeps: int, tol: float = 0.0
+) -> Point:
+    """W by coordinate descent for fixed G; never raises the loss, no data product."""
+    W = problem.solve_coefficients(point.S, point.N, point.W, sweeps=sweeps, tol=tol)
+    loss = loss_value(problem.total, W, point.N, point.S)
+    if not loss <= point.loss:
+        return point
+    return Point(W, point.G, point.B, point.N, point.S, loss)
+
+
+def newton_direction(problem: LowRankProblem, point: Point) -> tuple[Array, float]:
+    """D = −M⁻¹∇ and the relative gradient ‖∇_G‖/‖4(W̃∘B)ᵀA‖; one data product."""
+    xp = problem.xp
+    pullback = problem.pullback(point.W, point.B)
+    M = coefficient_gram(point.W) * point.S
+    gradient = xp.matmul(xp.astype(M, pullback.dtype), point.G) - pullback
+    size = inner(pullback, pullback)
+    residual = float(np.sqrt(inner(gradient, gradient) / size)) if size > 0 else 0.0
+    r = M.shape[0]
+    ridge = RIDGE * float(xp.linalg.trace(M)) / r
+    eye = xp.eye(r, dtype=M.dtype, device=M.device)
+    inverse = xp.linalg.inv(M + max(ridge, np.finfo(np.float64).tiny) * eye)
+    return -xp.matmul(xp.astype(inverse, gradient.dtype), gradient), residual
+
+
+def line_step(problem: LowRankProblem, point: Point, D: Array) -> Point:
+    """The exact minimiser of L along D; one data product; the same point if nothing is lower."""
+    E, N1, N2 = problem.line(point.B, D)
+    P, R = gram(point.G, D), gram(D)
+    c = line_coefficients(problem.total, point.W, point.N, N1, N2, point.S, P, R)
+    t, loss = minimise_quartic(c)
+    if t == 0.0 or not loss < point.loss:
+        return point
+    return Point(
+        point.W,
+        point.G + t * D,
+        point.B + t * E,
+        point.N + t * N1 + (t * t) * N2,
+        point.S + t * (P + P.T) + (t * t) * R,
+        loss,
+    )
+
+
+def descend(
+    problem: LowRankProblem,
+    point: Point,
+    record: Recorder,
+    *,
+    steps: int,
+    sweeps: int,
+    fixed_coefficients: int = 0,
+    tol: float = 0.0,
+    residual_tol: float = 0.0,
+) -> Point:
+    """Run PALS steps until one of the limits, the callback, or no further decrease.
+
+    Parameters
+    ----------
+    steps : int
+        The most steps.
+    sweeps : int
+        Coordinate-descent sweeps over W a step.
+    fixed_coefficients : int
+        Steps at the beginning that leave W alone, so that no component is switched off before
+        its direction means something.
+    tol : float
+        Stop when a step lowers L by less than ``tol``·T.
+    residual_tol : float
+        Stop when the relative gradient falls below this.
+    """
+    for step in range(steps):
+        before = point.loss
+        if step >= fixed_coefficients:
+            point = lower_coefficients(problem, point, sweeps=sweeps)
+        D, residual = newton_direction(problem, point)
+        point = line_step(problem, point, D)
+        if (step + 1) % REFRESH == 0:
+            point = evaluate(problem, point.W, point.G)
+        if record(point.loss, residual):
+            break
+        if step >= fixed_coefficients and (
+            before - point.loss <= tol * problem.total or residual <= residual_tol
+        ):
+            break
+    return point
+
+
+# B, N and S are updated along lines; they are computed afresh this often against drift.
+REFRESH = 50

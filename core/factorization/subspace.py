@@ -1,0 +1,211 @@
+"""The "pals" solver: starts in a small subspace, then exact Galerkin refinement of it.
+
+An optimal G lies in the row space of A. We keep orthonormal rows Q (d, m) of a growing subspace
+and the projected rows AQᵀ (h, d). For every G = ĜQ the loss computed from AQᵀ is exact, so PALS
+steps cost d/m of a full product there. Each refinement adds the r directions of the preconditioned
+full-space gradient at the current point to Q: one product (W̃∘B)ᵀA and one product with A. The loss
+falls monotonically, because the old point stays in the new subspace, and at a fixed point the
+full gradient vanishes. This is the Rayleigh-Ritz idea of block Davidson and LOBPCG methods applied
+to the quartic objective.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..status import Status
+from ..types import Array
+from .history import Recorder
+from .method import LowRankNPEFF
+from .objective import component_gradient, inner, kkt_residual
+from .pals import Point, descend, evaluate, lower_coefficients, newton_direction
+from .problem import LowRankProblem, orthonormal_rows
+from .starts import anchor_start, random_start, revive
+
+# Steps that a start may take, and steps between two refinements of the subspace.
+START_STEPS = 30
+INNER_STEPS = 8
+# G-only steps of a random start; without them coordinate descent switches components off.
+FIXED_COEFFICIENTS = 10
+# The subspace begins with 2r dimensions and is cut back when it exceeds 10r.
+FIRST_DIMENSION = 2
+LARGEST_DIMENSION = 10
+# A subspace pays only where it is much smaller than the row space.
+WORTHWHILE = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subspace:
+    """Orthonormal rows Q (d, m) and the problem restricted to them."""
+
+    basis: Array
+    problem: LowRankProblem
+
+
+def solve_pals(
+    problem: LowRankProblem,
+    method: LowRankNPEFF,
+    rng: np.random.Generator,
+    record: Recorder,
+    init: tuple[Array, Array] | None = None,
+) -> tuple[Point, Status]:
+    """Minimise L over W ≥ 0 and G; returns a point of the full problem and how it ended."""
+    space = first_subspace(problem, method, rng, init)
+    inside = problem if space is None else space.problem
+    point = best_start(inside, method, rng, record, space, init)
+    if record.stopped:
+        status = Status.STOPPED
+    elif space is None:
+        point, status = polish(problem, point, method, record)
+    else:
+        space, point, status = refine(problem, space, point, method, record)
+    if space is not None:
+        G = problem.xp.matmul(point.G, space.basis)
+        point = replace(point, G=G)
+    return point, status
+
+
+def first_subspace(
+    problem: LowRankProblem,
+    method: LowRankNPEFF,
+    rng: np.random.Generator,
+    init: tuple[Array, Array] | None,
+) -> Subspace | None:
+    """Leading directions of a random sample of rows (and of ``init``), or ``None`` if the
+    problem is small already."""
+    r = method.n_components
+    dimension = FIRST_DIMENSION * r
+    h, m = (int(s) for s in problem.rows.shape)
+    if not method.subspace or min(h, m) < WORTHWHILE * dimension:
+        return None
+    picked = np.sort(rng.choice(h, size=min(h, 4 * dimension), replace=False)).astype(np.int64)
+    basis = problem.sample_basis(dimension, picked)
+    if init is not None:
+        basis = orthonormal_rows(problem.xp.concat([init[1], basis], axis=0), problem.xp)
+    return Subspace(basis, problem.restrict(basis))
+
+
+def best_start(
+    problem: LowRankProblem,
+    method: LowRankNPEFF,
+    rng: np.random.Generator,
+    record: Recorder,
+    space: Subspace | None,
+    init: tuple[Array, Array] | None,
+) -> Point:
+    """Run each start briefly and keep the lowest; ``init`` replaces the starts."""
+    r, n = method.n_components, problem.n_examples
+    if init is not None:
+        W, G = init
+        if space is not None:
+            G = problem.xp.matmul(G, space.basis.T)
+        return evaluate(problem, W, G)
+    best: Point | None = None
+    for number in range(method.n_starts):
+        record.begin(f"start {number + 1} of {method.n_starts}", START_STEPS)
+        anchored = number % 2 == 0
+        if anchored:
+            # The first anchors look at every example; later ones at a random half.
+            share = n if number == 0 else max(min(n, r), n // 2)
+            candidates = np.sort(rng.choice(n, size=share, replace=False)).astype(np.int64)
+            W, G = anchor_start(problem, r, candidates)
+        else:
+            W, G = random_start(problem, r, rng)
+        point = descend(
+            problem,
+            evaluate(problem, W, G),
+            record,
+            steps=START_STEPS,
+            sweeps=method.sweeps,
+            fixed_coefficients=0 if anchored else FIXED_COEFFICIENTS,
+            tol=1e-5,
+        )
+        point = revive(problem, point, sweeps=method.sweeps)
+        if best is None or point.loss < best.loss:
+            best = point
+        if record.stopped:
+            break
+    if best is None:
+        raise RuntimeError("n_starts >= 1 is checked by LowRankNPEFF")
+    return best
+
+
+def polish(
+    problem: LowRankProblem, point: Point, method: LowRankNPEFF, record: Recorder
+) -> tuple[Point, Status]:
+    """PALS on a problem that is small already, until the residuals are below ``tol``."""
+    record.begin("solve", method.max_steps * INNER_STEPS)
+    for _ in range(method.max_steps):
+        before = point.loss
+        point = descend(problem, point, record, steps=INNER_STEPS, sweeps=method.sweeps)
+        point = revive(problem, point, sweeps=method.sweeps)
+        if record.stopped:
+            return point, Status.STOPPED
+        point = lower_coefficients(problem, point, sweeps=10 * method.sweeps)
+        if residuals(problem, point) <= method.tol:
+            return point, Status.CONVERGED
+        if not point.loss < before:
+            return point, Status.STALLED
+    return point, Status.MAX_STEPS
+
+
+def refine(
+    problem: LowRankProblem,
+    space: Subspace,
+    point: Point,
+    method: LowRankNPEFF,
+    record: Recorder,
+) -> tuple[Subspace, Point, Status]:
+    """Grow the subspace by full-space gradient directions until the full gradient vanishes."""
+    record.begin("solve", method.max_steps * INNER_STEPS)
+    for _ in range(method.max_steps):
+        before = point.loss
+        full = replace(point, G=problem.xp.matmul(point.G, space.basis))
+        D, residual = newton_direction(problem, full)
+        kkt = kkt_residual(point.W, point.N, point.S)
+        if max(residual, kkt) <= method.tol:
+            return space, point, Status.CONVERGED
+        space, point = grow(problem, space, point, D, method.n_components)
+        point = descend(space.problem, point, record, steps=INNER_STEPS, sweeps=method.sweeps)
+        point = revive(space.problem, point, sweeps=method.sweeps)
+        point = lower_coefficients(space.problem, point, sweeps=10 * method.sweeps)
+        if record.stopped:
+            return space, point, Status.STOPPED
+        if not point.loss < before:
+            return space, point, Status.STALLED
+    return space, point, Status.MAX_STEPS
+
+
+def grow(
+    problem: LowRankProblem, space: Subspace, point: Point, D: Array, r: int
+) -> tuple[Subspace, Point]:
+    """Q ← [Q; orthonormal part of D]; the point keeps its place and its loss.
+
+    A subspace of more than 10r dimensions is cut back first to the span of Ĝ and of the latest
+    r directions, which needs no data product.
+    """
+    xp = problem.xp
+    Q, rows, G = space.basis, space.problem.rows, point.G
+    if Q.shape[0] > LARGEST_DIMENSION * r:
+        latest = xp.eye(Q.shape[0], dtype=Q.dtype, device=Q.device)[-r:]
+        rotation = orthonormal_rows(xp.concat([G, latest], axis=0), xp)
+        Q, rows = xp.matmul(rotation, Q), xp.matmul(rows, rotation.T)
+        G = xp.matmul(G, rotation.T)
+    for _ in range(2):  # twice is enough
+        D = D - xp.matmul(xp.matmul(D, Q.T), Q)
+    new = orthonormal_rows(D, xp)
+    added = problem.restrict(new).rows
+    inside = replace(space.problem, rows=xp.concat([rows, added], axis=1))
+    padded = xp.concat([G, xp.zeros((G.shape[0], new.shape[0]), dtype=G.dtype, device=G.device)], 1)
+    return Subspace(xp.concat([Q, new], axis=0), inside), replace(point, G=padded)
+
+
+def residuals(problem: LowRankProblem, point: Point) -> float:
+    """The larger of the relative gradient in G and the relative KKT residual of W."""
+    pullback = problem.pullback(point.W, point.B)
+    gradient = component_gradient(point.W, point.G, point.S, pullback)
+    size = 4.0 * inner(pullback, pullback) ** 0.5
+    relative = inner(gradient, gradient) ** 0.5 / size if size > 0 else 0.0
+    return max(relative, kkt_residual(point.W, point.N, point.S))
