@@ -37,27 +37,33 @@ def write_rows(start, stop, deltas, activations, offset, out):  # type: ignore[n
 
 
 @njit(cache=True, nogil=True)
-def write_diagonals(start, stop, q, squares, offset, out):  # type: ignore[no-untyped-def]
+def write_diagonals(start, stop, deltas, activations, offset, out):  # type: ignore[no-untyped-def]
     """Layer block of every diagonal: q_o a_t² for the weights, then q_o for the biases.
 
-    q (n, d_out) = Σ_c δ_c², squares (n, d_in) = a², out (n, p).
+    q_o = Σ_j δ_jo², so that the squared rows are never formed; deltas (n, k, d_out), activations
+    (n, d_in), out (n, p).
     """
-    d_out, d_in = q.shape[1], squares.shape[1]
+    n_rows, d_out = deltas.shape[1], deltas.shape[2]
+    d_in = activations.shape[1]
     for i in range(start, stop):
-        a = squares[i]
+        a = activations[i]
         row = out[i, offset : offset + d_out * (d_in + 1)]
+        q = row[d_out * d_in :]
+        for o in range(d_out):
+            q[o] = 0
+        for j in range(n_rows):
+            delta = deltas[i, j]
+            for o in range(d_out):
+                q[o] += delta[o] * delta[o]
         for o in range(d_out):
             block = row[o * d_in : (o + 1) * d_in]
-            d = q[i, o]
+            d = q[o]
             if d == 0:
                 for t in range(d_in):
                     block[t] = 0
             else:
                 for t in range(d_in):
-                    block[t] = d * a[t]
-        bias = row[d_out * d_in :]
-        for o in range(d_out):
-            bias[o] = q[i, o]
+                    block[t] = d * (a[t] * a[t])
 
 
 @njit(cache=True, nogil=True)

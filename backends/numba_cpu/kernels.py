@@ -25,6 +25,10 @@ from ._zonotope_kernels import positive_sums, write_signs
 _BLOCK = 1 << 19
 
 
+# OpenBLAS multiplies matrices with fewer multiplications than this on the calling thread.
+_SERIAL_MATMUL = 1 << 18
+
+
 def _ready(x: NumpyArray) -> NumpyArray:
     """``x`` C-contiguous and writable, copied only if it is not."""
     return np.require(x, requirements=["C", "W"])
@@ -44,9 +48,7 @@ def dense_fisher_rows(
     rows = np.empty((len(inputs), k, len(theta)), dtype=theta.dtype)
     for block, activations, deltas in _blocks(theta, inputs, sizes, activation, output, reduced):
         part = rows[block]
-        for layer, a, delta in zip(dense_layout(sizes), activations, deltas, strict=True):
-            work = delta.size * layer.d_in
-            split(write_rows, len(a), delta, a, layer.start, part, work=work)
+        split(_write, len(part), write_rows, sizes, deltas, activations, part, work=part.size)
     return rows
 
 
@@ -62,9 +64,7 @@ def dense_fisher_diagonal(
     diagonals = np.empty((len(inputs), len(theta)), dtype=theta.dtype)
     for block, activations, deltas in _blocks(theta, inputs, sizes, activation, output, True):
         part = diagonals[block]
-        for layer, a, delta in zip(dense_layout(sizes), activations, deltas, strict=True):
-            q, work = _square_sums(delta), len(a) * layer.d_in * layer.d_out
-            split(write_diagonals, len(a), q, a * a, layer.start, part, work=work)
+        split(_write, len(part), write_diagonals, sizes, deltas, activations, part, work=part.size)
     return diagonals
 
 
@@ -89,6 +89,20 @@ def dense_fisher_diagonal_mean(
     return (total / len(inputs)).astype(theta.dtype)
 
 
+def _write(
+    start: int,
+    stop: int,
+    loop: Callable[..., None],
+    sizes: Sequence[int],
+    deltas: Sequence[FloatArray],
+    activations: Sequence[FloatArray],
+    out: FloatArray,
+) -> None:
+    """Let ``loop`` write the examples ``start:stop`` of ``out``, one layer after another."""
+    for layer, delta, a in zip(dense_layout(sizes), deltas, activations, strict=True):
+        loop(start, stop, delta, a, layer.start, out)
+
+
 def _n_rows(sizes: Sequence[int], output: str, *, reduced: bool) -> int:
     return sizes[-1] - 1 if output == "categorical" and reduced else sizes[-1]
 
@@ -111,7 +125,7 @@ def _blocks(
         distribution = Categorical() if output == "categorical" else Gaussian()
         deltas = [_ready(distribution.fisher_root(z, reduced=reduced))]
         for layer, a in zip(layers[:0:-1], activations[:0:-1], strict=True):
-            back = deltas[-1].reshape(-1, layer.d_out) @ _weight(theta, layer)
+            back = _matmul(deltas[-1].reshape(-1, layer.d_out), _weight(theta, layer))
             delta = back.reshape(len(z), k, layer.d_in)
             if activation != "identity":
                 slope = a > 0 if activation == "relu" else 1 - a * a
@@ -125,7 +139,7 @@ def _forward(
 ) -> tuple[list[FloatArray], FloatArray]:
     activations = [_ready(inputs)]
     for layer in layers:
-        z: FloatArray = activations[-1] @ _weight(theta, layer).T
+        z = _matmul(activations[-1], _weight(theta, layer).T)
         z += theta[layer.bias : layer.stop]
         if layer is not layers[-1]:
             if activation == "relu":
@@ -134,6 +148,20 @@ def _forward(
                 np.tanh(z, out=z)
             activations.append(z)
     return activations, z
+
+
+def _matmul(x: FloatArray, y: FloatArray) -> FloatArray:
+    """``x @ y``; a tall x and a small y by products too small for BLAS to wake its threads for.
+
+    On such shapes the threads save little, and they cost milliseconds when the CPUs are shared.
+    """
+    length = _SERIAL_MATMUL // max(1, y.size)
+    if length < 16 or length >= len(x):
+        return x @ y
+    out = np.empty((len(x), y.shape[1]), dtype=x.dtype)
+    for at in range(0, len(x), length):
+        np.matmul(x[at : at + length], y, out=out[at : at + length])
+    return out
 
 
 def _weight(theta: FloatArray, layer: DenseLayer) -> FloatArray:
