@@ -1,5 +1,6 @@
 """Non-negative factorization of per-example Fishers (NPEFF)."""
 
+from .compare import matched_cosines as matched_cosines
 from .factorize import factorize as factorize
 from .history import History as History
 from .method import LowRankNPEFF as LowRankNPEFF

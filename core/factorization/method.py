@@ -81,10 +81,10 @@ class LowRankNPEFF:
             "sweeps": (self.sweeps, 1),
             "components_only_steps": (self.components_only_steps, 0),
         }
-        for name, (value, least) in whole.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        for name, (number, least) in whole.items():
+            if not isinstance(number, int) or isinstance(number, bool) or number < least:
                 raise InvalidInputError(
-                    f"{name}={value!r} was given; a whole number >= {least} is accepted."
+                    f"{name}={number!r} was given; a whole number >= {least} is accepted."
                 )
         for name, value, accepted in (
             ("solver", self.solver, SOLVERS),

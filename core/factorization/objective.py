@@ -16,7 +16,6 @@ Source: Matena & Raffel 2023, arXiv:2310.04649 (objective); the line search is o
 
 from __future__ import annotations
 
-
 import numpy as np
 from array_api_compat import array_namespace
 
@@ -30,7 +29,7 @@ def inner(x: Array, y: Array) -> float:
 
 
 def gram(x: Array, y: Array | None = None) -> Array:
-    """x yᵀ (r, r) in float64; ``y`` defaults to ``x``."""
+    """X yᵀ (r, r) in float64; ``y`` defaults to ``x``."""
     xp = array_namespace(x)
     product = xp.matmul(x, (x if y is None else y).T)
     return xp.astype(product, xp.float64)

@@ -11,12 +11,10 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-
-from ..backend import Backend, Kernel, to_backend, to_numpy
+from ..backend import Backend, Kernel, to_backend
 from ..errors import InvalidInputError
 from ..fisher.per_example import LowRankFishers, frobenius_norms
-from ..types import Array, Device, FloatArray
+from ..types import Array, Device, FloatArray, IntArray
 
 
 @dataclass(slots=True)
@@ -106,12 +104,12 @@ class LowRankProblem:
 
     @property
     def n_examples(self) -> int:
-        """n."""
+        """N."""
         return len(self.squares)
 
     @property
     def n_columns(self) -> int:
-        """m (or d, when restricted)."""
+        """M (or d, when restricted)."""
         return int(self.rows.shape[1])
 
     def array(self, x: FloatArray | Array) -> Array:
@@ -148,7 +146,7 @@ class LowRankProblem:
         self.ledger.add(self.n_columns * basis.shape[0])
         return replace(self, rows=self.xp.matmul(self.rows, basis.T))
 
-    def sample_basis(self, dimension: int, picked: FloatArray) -> Array:
+    def sample_basis(self, dimension: int, picked: IntArray) -> Array:
         """Leading ``dimension`` right singular vectors of some rows, from their small Gram.
 
         Parameters
@@ -168,10 +166,6 @@ class LowRankProblem:
         start, stop = int(self.offsets[i]), int(self.offsets[i + 1])
         return self.rows[start:stop]
 
-    def counts(self) -> FloatArray:
-        """ρ_i (n,) as NumPy int64."""
-        return np.diff(to_numpy(self.offsets))
-
 
 def row_space(
     rows: Array, dimension: int, xp: Any, *, ledger: Ledger | None = None, share: float = 0.0
@@ -184,12 +178,12 @@ def row_space(
     K = xp.astype(xp.matmul(rows, rows.T), xp.float64)
     values, vectors = xp.linalg.eigh(K)
     values, vectors = values[-dimension:], vectors[:, -dimension:]
-    keep = int(xp.sum(xp.astype(values > 1e-14 * xp.max(values), xp.int64)))
+    keep = max(1, int(xp.sum(xp.astype(values > 1e-14 * xp.max(values), xp.int64))))
     values, vectors = values[-keep:], vectors[:, -keep:]
     if ledger is not None:
         ledger.add(share * rows.shape[1] * keep)
-    mix = xp.astype((vectors / xp.sqrt(values)).T, rows.dtype)
-    return orthonormal_rows(xp.matmul(mix, rows), xp)
+    # The division by the roots is left to QR, which also cleans up what float32 lost.
+    return orthonormal_rows(xp.matmul(xp.astype(vectors.T, rows.dtype), rows), xp)
 
 
 def orthonormal_rows(rows: Array, xp: Any) -> Array:

@@ -70,12 +70,12 @@ class Factorization:
 
     @property
     def n_components(self) -> int:
-        """r."""
+        """R."""
         return int(self.components.shape[0])
 
     @property
     def n_examples(self) -> int:
-        """n."""
+        """N."""
         return int(self.coefficients.shape[0])
 
     @property
@@ -91,7 +91,7 @@ class Factorization:
         return np.asarray(mass / whole if whole > 0 else mass)
 
     def top_examples(self, k: int) -> IntArray:
-        """Indices of the ``k`` examples with the largest coefficients, for each component (r, k)."""
+        """Examples with the largest coefficients of each component, the largest first (r, k)."""
         if k < 1:
             raise InvalidInputError(f"k={k} was given; a whole number >= 1 is accepted.")
         W = to_numpy(self.coefficients)

@@ -1,4 +1,4 @@
-"""Where a factorization begins: anchors, random mixtures of rows, and revival of dead components."""
+"""Where a factorization begins: anchors, random mixtures, and revival of dead components."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ to the quartic objective.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from .method import LowRankNPEFF
 from .objective import component_gradient, inner, kkt_residual
 from .pals import Point, descend, evaluate, lower_coefficients, newton_direction
 from .problem import LowRankProblem, orthonormal_rows
-from .starts import anchor_start, random_start, revive
+from .starts import anchor_start, random_start, revive, unit_rows
 
 # Steps that a start may take, and steps between two refinements of the subspace.
 START_STEPS = 30
@@ -73,8 +74,10 @@ def first_subspace(
     rng: np.random.Generator,
     init: tuple[Array, Array] | None,
 ) -> Subspace | None:
-    """Leading directions of a random sample of rows (and of ``init``), or ``None`` if the
-    problem is small already."""
+    """Leading directions of a random sample of rows, and of ``init``.
+
+    ``None`` if the problem is small already.
+    """
     r = method.n_components
     dimension = FIRST_DIMENSION * r
     h, m = (int(s) for s in problem.rows.shape)
@@ -193,13 +196,29 @@ def grow(
         rotation = orthonormal_rows(xp.concat([G, latest], axis=0), xp)
         Q, rows = xp.matmul(rotation, Q), xp.matmul(rows, rotation.T)
         G = xp.matmul(G, rotation.T)
-    for _ in range(2):  # twice is enough
-        D = D - xp.matmul(xp.matmul(D, Q.T), Q)
-    new = orthonormal_rows(D, xp)
+    new = outside(D, Q, xp)
     added = problem.restrict(new).rows
     inside = replace(space.problem, rows=xp.concat([rows, added], axis=1))
-    padded = xp.concat([G, xp.zeros((G.shape[0], new.shape[0]), dtype=G.dtype, device=G.device)], 1)
+    padding = xp.zeros((G.shape[0], new.shape[0]), dtype=G.dtype, device=G.device)
+    padded = xp.concat([G, padding], axis=1)
     return Subspace(xp.concat([Q, new], axis=0), inside), replace(point, G=padded)
+
+
+def outside(D: Array, Q: Array, xp: Any) -> Array:
+    """Orthonormal rows that span what the rows of D add to the span of Q.
+
+    Directions of D that lie in Q up to rounding, and zero rows, add nothing.
+    """
+    D = unit_rows(D, xp)
+    for _ in range(2):  # twice is enough
+        D = D - xp.matmul(xp.matmul(D, Q.T), Q)
+    values, vectors = xp.linalg.eigh(xp.astype(xp.matmul(D, D.T), xp.float64))
+    rounding = 1e-24 if str(D.dtype).endswith("64") else 1e-10
+    keep = int(xp.sum(xp.astype(values > rounding, xp.int64)))
+    vectors = vectors[:, vectors.shape[1] - keep :]
+    D = unit_rows(xp.matmul(xp.astype(vectors.T, D.dtype), D), xp)
+    D = D - xp.matmul(xp.matmul(D, Q.T), Q)
+    return orthonormal_rows(D, xp) if keep else D
 
 
 def residuals(problem: LowRankProblem, point: Point) -> float:

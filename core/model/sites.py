@@ -16,8 +16,8 @@ class Site:
 
     Examples
     --------
-    >>> sites_of({"weight": (2, 3), "bias": (2,)})
-    (Site(name='weight', shape=(2, 3), start=0, stop=6), Site(name='bias', shape=(2,), start=6, stop=8))
+    >>> sites_of({"weight": (2, 3), "bias": (2,)})[1]
+    Site(name='bias', shape=(2,), start=6, stop=8)
     """
 
     name: str
@@ -38,7 +38,7 @@ def sites_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Site, ...]:
 
 
 def unflatten(theta: Array, sites: Iterable[Site]) -> dict[str, Array]:
-    """Views of a flat vector (..., p) by site name, each (..., \\*shape).
+    """Views of a flat vector (..., p) by site name, each (..., *shape).
 
     Raises
     ------
