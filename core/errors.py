@@ -40,6 +40,14 @@ class ForeignFolderError(FishertopeError, FileExistsError):
     """The output folder holds something that fishertope did not write."""
 
 
+class ResultsExistError(FishertopeError, FileExistsError):
+    """Finished or unfinished results of ours are in the way, and overwriting was not asked for."""
+
+
+class WriteFailedError(FishertopeError, OSError):
+    """The operating system refused a write (permission, full disk, read-only file system)."""
+
+
 class SolveFailedError(FishertopeError, RuntimeError):
     """A solver stopped without an answer and ``on_failure="raise"`` was asked for."""
 
