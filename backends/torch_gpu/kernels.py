@@ -97,7 +97,7 @@ def _backward(
     weights: list[Tensor] = []
     z = inputs
     for layer in layers:
-        weights.append(theta[layer.start : layer.bias].view(layer.d_out, layer.d_in))
+        weights.append(theta[layer.start : layer.bias].reshape(layer.d_out, layer.d_in))
         z = torch.addmm(theta[layer.bias : layer.stop], activations[-1], weights[-1].T)
         if layer is not layers[-1]:
             activations.append(_activate(z, activation))

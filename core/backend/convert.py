@@ -13,6 +13,8 @@ from .info import Backend, BackendInfo
 from .kernel import Kernel
 from .registry import get_backend, registered_backends
 
+_NUMPY = "array_api_compat.numpy"
+
 
 def to_numpy(x: Array) -> NumpyArray:
     """``x`` as a NumPy array on the CPU (no copy where the library allows it).
@@ -58,8 +60,10 @@ def to_backend(x: Array, backend: Backend | str, *, device: Device = None) -> Ar
     if backend.info.takes(x):
         return x if device is None else backend.xp.asarray(x, device=device)
     array = to_numpy(x)
-    # Arrays mapped from a file are read-only; torch would warn that it cannot keep them so.
-    if not array.flags.writeable and backend.info.namespace != "array_api_compat.numpy":
+    # torch refuses negative strides, and warns that it cannot keep an array that is mapped from a
+    # file read-only.
+    backwards = any(step < 0 for step in array.strides)
+    if (backwards or not array.flags.writeable) and backend.info.namespace != _NUMPY:
         array = array.copy()
     return backend.xp.asarray(array, device="cpu" if device is None else device)
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import ArrayTypeError, InvalidInputError
 from .info import Backend
 from .kernel import Argument, Kernel
+from .options import check_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class Guarded:
         Arrays of another library, mixed or unsupported dtypes, mixed devices.
     InvalidInputError
         Wrong number of dimensions, sizes that disagree, NaN or infinite entries, negative
-        entries where none are allowed, offsets that do not fit, unknown options.
+        entries where none are allowed, offsets that do not fit, unknown, missing or wrong options.
     """
 
     backend: Backend
@@ -41,11 +42,6 @@ def check_call(
         wanted = ", ".join(f"{a.name} ({a.shape})" for a in spec.arguments)
         raise InvalidInputError(
             f"{kernel} was given {len(arrays)} arrays; it takes {len(spec.arguments)}: {wanted}."
-        )
-    unknown = sorted(set(options) - set(spec.options))
-    if unknown:
-        raise InvalidInputError(
-            f"{kernel} was given the options {unknown}; it takes {sorted(spec.options) or 'none'}."
         )
     sizes: dict[str, tuple[int, str]] = {}
     floats: list[tuple[Argument, Any]] = []
@@ -71,6 +67,12 @@ def check_call(
             )
         floats.append((argument, array))
         check_finite(where, array, backend.xp, nonnegative=argument.nonnegative)
+    for name in spec.nonempty:
+        if sizes[name][0] == 0:
+            raise InvalidInputError(
+                f"{kernel} was given {sizes[name][1]!r} with {name} = 0; at least one is needed."
+            )
+    check_options(kernel, arrays, options)
     if len({dtype_name(a) for _, a in floats}) > 1:
         given = ", ".join(f"{g.name}: {dtype_name(a)}" for g, a in floats)
         raise ArrayTypeError(f"{kernel} was given mixed dtypes ({given}); give all the same one.")

@@ -52,8 +52,12 @@ class KernelSpec:
         Positional arrays.
     options : tuple of str
         Keyword options (plain Python values).
+    required : tuple of str
+        Those of them that have no default.
     returns : tuple of str
         Shape of each returned array.
+    nonempty : tuple of str
+        Sizes that must not be 0.
     source : str
         Where the formula comes from.
     """
@@ -62,7 +66,9 @@ class KernelSpec:
     formula: str
     arguments: tuple[Argument, ...]
     options: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
     returns: tuple[str, ...] = ()
+    nonempty: tuple[str, ...] = ()
     source: str = ""
 
 
@@ -79,6 +85,7 @@ SPECS: dict[Kernel, KernelSpec] = {
         formula="A_i with A_iᵀA_i = F(x_i) = E_{y~p}[∇log p(y|x_i) ∇log p(y|x_i)ᵀ]",
         arguments=_DENSE,
         options=(*_DENSE_OPTIONS, "reduced"),
+        required=_DENSE_OPTIONS,
         returns=("n k p",),
         source=_NPEFF,
     ),
@@ -87,6 +94,7 @@ SPECS: dict[Kernel, KernelSpec] = {
         formula="f_i = Σ_c p_c (∇log p_c)^2 = diag F(x_i)",
         arguments=_DENSE,
         options=_DENSE_OPTIONS,
+        required=_DENSE_OPTIONS,
         returns=("n p",),
         source=_NPEFF,
     ),
@@ -95,7 +103,9 @@ SPECS: dict[Kernel, KernelSpec] = {
         formula="(1/n) Σ_i diag F(x_i), without any n×p array",
         arguments=_DENSE,
         options=_DENSE_OPTIONS,
+        required=_DENSE_OPTIONS,
         returns=("p",),
+        nonempty=("n",),
         source="Matena & Raffel 2022, arXiv:2111.09832",
     ),
     Kernel.LOWRANK_PRODUCTS: KernelSpec(
@@ -135,8 +145,9 @@ SPECS: dict[Kernel, KernelSpec] = {
     ),
     Kernel.NNLS_GRAM: KernelSpec(
         interface="factorization",
-        formula="min_{W>=0} <WᵀW, H> − 2<W, N> by cyclic coordinate descent over columns of W; "
-        "stops after `sweeps` or when no entry moves by more than `tol`·max|W|",
+        formula="min_{W>=0} <WᵀW, H> − 2<W, N> by `sweeps` (5) rounds of coordinate descent, "
+        "W_k ← max(0, W_k + (N_k − WH_k)/H_kk); an example leaves the rounds after one in which "
+        "none of its entries moved by more than `tol` (0) times the largest; W_k = 0 if H_kk <= 0",
         arguments=(
             Argument("gram", "r r"),
             Argument("targets", "n r"),
