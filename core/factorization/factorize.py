@@ -79,7 +79,7 @@ def factorize(
     -----
     Cost: a data product is 2hmr flops; "pals" takes a few dozen full-size equivalents in all,
     plus O(nr²) for each coordinate-descent sweep over W. Memory: the rows, their projection on
-    at most 11r directions, and O((h + n + m)r).
+    at most 7r directions, and O((h + n + m)r).
 
     References
     ----------

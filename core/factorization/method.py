@@ -31,7 +31,7 @@ class LowRankNPEFF:
         ("pals") Most refinements of the subspace after the starts; ("mu-gd") joint steps.
     tol : float
         ("pals") Converged when the relative gradient ‖∇_G L‖/‖4(W̃∘B)ᵀA‖ and the relative KKT
-        residual of W are below this.
+        residual of W are below this, or 16 steps lower L by less than ``tol``²·T.
     compress : {"auto", "gram", "none"}
         "gram": replace A by Â (h, d) with ÂÂᵀ = AAᵀ first, which changes nothing in the loss;
         "auto" does so for "pals" when there are fewer rows than a quarter of the columns.

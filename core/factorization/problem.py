@@ -79,6 +79,7 @@ class LowRankProblem:
         InvalidInputError
             If every Fisher is zero.
         """
+        started = perf_counter()
         used = fishers.normalized() if normalize else fishers
         squares = frobenius_norms(used.rows, used.offsets) ** 2
         total = float(squares.sum())
@@ -94,7 +95,7 @@ class LowRankProblem:
             total=total,
             squares=squares,
             backend=backend,
-            ledger=Ledger(columns=int(rows.shape[1]), components=n_components),
+            ledger=Ledger(columns=int(rows.shape[1]), components=n_components, started=started),
         )
 
     @property

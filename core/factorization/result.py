@@ -227,7 +227,7 @@ class Factorization:
     def __repr__(self) -> str:
         return (
             f"Factorization(n={self.n_examples}, r={self.n_components}, "
-            f"m={self.components.shape[1]}, relative_loss={self.relative_loss:.4f}, "
+            f"m={self.components.shape[1]}, relative_loss={max(self.relative_loss, 0.0):.4f}, "
             f"status={str(self.status)!r})"
         )
 

@@ -27,12 +27,12 @@ from .starts import anchor_start, random_start, revive, unit_rows
 
 # Steps that a start may take, and steps between two refinements of the subspace.
 START_STEPS = 30
-INNER_STEPS = 8
+INNER_STEPS = 16
 # G-only steps of a random start; without them coordinate descent switches components off.
 FIXED_COEFFICIENTS = 10
-# The subspace begins with 2r dimensions and is cut back when it exceeds 10r.
+# The subspace begins with 2r dimensions and is cut back when it exceeds 6r.
 FIRST_DIMENSION = 2
-LARGEST_DIMENSION = 10
+LARGEST_DIMENSION = 6
 # A subspace pays only where it is much smaller than the row space.
 WORTHWHILE = 4
 
@@ -149,8 +149,8 @@ def polish(
         point = lower_coefficients(problem, point, sweeps=10 * method.sweeps)
         if residuals(problem, point) <= method.tol:
             return point, Status.CONVERGED
-        if not point.loss < before:
-            return point, Status.STALLED
+        if before - point.loss <= method.tol**2 * problem.total:
+            return point, Status.CONVERGED if point.loss < before else Status.STALLED
     return point, Status.MAX_STEPS
 
 
@@ -176,8 +176,8 @@ def refine(
         point = lower_coefficients(space.problem, point, sweeps=10 * method.sweeps)
         if record.stopped:
             return space, point, Status.STOPPED
-        if not point.loss < before:
-            return space, point, Status.STALLED
+        if before - point.loss <= method.tol**2 * problem.total:
+            return space, point, Status.CONVERGED if point.loss < before else Status.STALLED
     return space, point, Status.MAX_STEPS
 
 
@@ -186,7 +186,7 @@ def grow(
 ) -> tuple[Subspace, Point]:
     """Q ← [Q; orthonormal part of D]; the point keeps its place and its loss.
 
-    A subspace of more than 10r dimensions is cut back first to the span of Ĝ and of the latest
+    A subspace of more than 6r dimensions is cut back first to the span of Ĝ and of the latest
     r directions, which needs no data product.
     """
     xp = problem.xp

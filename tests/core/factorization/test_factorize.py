@@ -72,7 +72,10 @@ def test_gram_compression_gives_the_same_loss_curve_and_components():
         )
         for compress in ("none", "gram")
     ]
-    full, small = (r.history.loss for r in runs)
+    # Either run may stop a step earlier, where only rounding is left to gain.
+    common = min(len(r.history) for r in runs)
+    assert common >= 10
+    full, small = (r.history.loss[:common] for r in runs)
     np.testing.assert_allclose(full, small, rtol=1e-8)
     cosines, _ = matched_cosines(runs[0].components, runs[1].components)
     assert cosines.min() >= 1 - 1e-6
@@ -161,10 +164,10 @@ def test_invariance_under_rotations_order_and_scale():
     same = factorize(LowRankFishers.from_rows(turned), method, init=init, **QUIET)
     np.testing.assert_allclose(same.coefficients, base.coefficients, atol=1e-6)
 
-    O = np.linalg.qr(rng.normal(size=(20, 20)))[0]
-    moved = LowRankFishers.from_rows([fishers.block(i) @ O for i in range(50)])
-    other = factorize(moved, method, init=(init[0], init[1] @ O), **QUIET)
-    assert matched_cosines(base.components @ O, other.components)[0].min() >= 1 - 1e-6
+    basis = np.linalg.qr(rng.normal(size=(20, 20)))[0]
+    moved = LowRankFishers.from_rows([fishers.block(i) @ basis for i in range(50)])
+    other = factorize(moved, method, init=(init[0], init[1] @ basis), **QUIET)
+    assert matched_cosines(base.components @ basis, other.components)[0].min() >= 1 - 1e-6
 
     order = rng.permutation(50)
     shuffled = factorize(fishers.select(order), method, init=(init[0][order], init[1]), **QUIET)
