@@ -1,0 +1,71 @@
+"""Thread counts: where they come from, how long they hold."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from fishertope.core.backend import current_threads, default_threads, thread_facts, thread_limit
+from fishertope.core.errors import InvalidInputError
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FISHERTOPE_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+def test_the_order_of_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert default_threads() == len(os.sched_getaffinity(0))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,2")
+    assert default_threads() == 3
+    monkeypatch.setenv("FISHERTOPE_NUM_THREADS", "5")
+    assert default_threads() == 5
+    assert current_threads() == 5
+    with thread_limit(2):
+        assert current_threads() == 2
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "", "1.5"])
+def test_nonsense_in_our_variable_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("FISHERTOPE_NUM_THREADS", text)
+    with pytest.raises(InvalidInputError, match="whole number >= 1"):
+        default_threads()
+
+
+def test_nonsense_in_the_variable_of_others_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    assert default_threads() == len(os.sched_getaffinity(0))
+
+
+def test_every_library_is_limited_and_restored() -> None:
+    numba, torch = pytest.importorskip("numba"), pytest.importorskip("torch")
+    before = (thread_facts(), numba.get_num_threads(), torch.get_num_threads(), current_threads())
+
+    def limit_and_fail() -> None:
+        with thread_limit(1) as count:
+            assert count == 1
+            assert numba.get_num_threads() == torch.get_num_threads() == current_threads() == 1
+            assert set(thread_facts().values()) == {1}
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        limit_and_fail()
+    after = (thread_facts(), numba.get_num_threads(), torch.get_num_threads(), current_threads())
+    assert after == before
+
+
+def test_limits_nest_and_belong_to_their_thread() -> None:
+    with thread_limit(3):
+        with thread_limit(1):
+            assert current_threads() == 1
+        assert current_threads() == 3
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(current_threads).result() == default_threads()
+
+
+def test_a_limit_below_one_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="0 threads"), thread_limit(0):
+        pass
