@@ -22,7 +22,6 @@ from rich.table import Table
 from fishertope.core.backend import thread_facts, thread_limit
 from fishertope.core.factorization import LowRankNPEFF, factorize
 from fishertope.core.fisher import LowRankFishers
-from fishertope.core.model import Categorical
 
 STEP_SIZES = (1e-4, 3e-4, 1e-3, 3e-3)
 COMPONENTS = 32

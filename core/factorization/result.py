@@ -185,7 +185,9 @@ class Factorization:
         Raises
         ------
         CorruptFileError
-            If the file is truncated, altered, or of another kind.
+            If the file is truncated or altered.
+        InvalidInputError
+            If it is a sound file of another kind.
         """
         arrays, facts = load_arrays(path, kind=KIND)
         try:
