@@ -9,7 +9,7 @@ Run them all at once with :func:`check_backend`, or one by one in a test suite::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -49,7 +49,7 @@ class ContractReport:
 
 def backend_checks(
     backend: str | Backend | BackendInfo, *, device: Device = None
-) -> Iterator[tuple[str, Check]]:
+) -> tuple[tuple[str, Check], ...]:
     """Checks of every kernel that ``backend`` offers or borrows, as pairs (id, check).
 
     Nothing is loaded until a check is called, so the ids of a backend that is not installed can
@@ -70,13 +70,15 @@ def backend_checks(
     info = _info(backend)
     given = backend if isinstance(backend, Backend) else info
     kernels = list(Kernel) if info.fallback else [k for k in Kernel if k in info.kernels]
+    made: list[tuple[str, Check]] = []
     for kernel in kernels:
         for name, check in KERNEL_CHECKS.items():
             for dtype in info.dtypes:
                 run = partial(_run, given, device, check, kernel=kernel, dtype=dtype)
-                yield f"{kernel}/{name}[{dtype}]", run
+                made.append((f"{kernel}/{name}[{dtype}]", run))
     for name, whole_check in BACKEND_CHECKS.items():
-        yield name, partial(_run, given, device, whole_check)
+        made.append((name, partial(_run, given, device, whole_check)))
+    return tuple(made)
 
 
 def check_backend(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -16,11 +16,12 @@ def required() -> set[str]:
     return {n for n in os.environ.get("FISHERTOPE_REQUIRE_BACKENDS", "").split(",") if n}
 
 
-def cases() -> Iterator[object]:
-    for info in registered_backends().values():
-        for device in info.devices:
-            for name, check in backend_checks(info, device=device):
-                yield pytest.param(info, device, check, id=f"{info.name}-{device}-{name}")
+CASES = [
+    pytest.param(info, device, check, id=f"{info.name}-{device}-{name}")
+    for info in registered_backends().values()
+    for device in info.devices
+    for name, check in backend_checks(info, device=device)
+]
 
 
 def skip_or_fail(info: BackendInfo, device: str) -> None:
@@ -38,7 +39,7 @@ def skip_or_fail(info: BackendInfo, device: str) -> None:
             pytest.skip("torch sees no CUDA device")
 
 
-@pytest.mark.parametrize(("info", "device", "check"), cases())
+@pytest.mark.parametrize(("info", "device", "check"), CASES)
 def test_contract(info: BackendInfo, device: str, check: Callable[[], None]) -> None:
     skip_or_fail(info, device)
     check()
