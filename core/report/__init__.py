@@ -1,0 +1,9 @@
+"""Results that show themselves: tables, pictures, and one page that needs no network."""
+
+from .alignment import Alignment as Alignment, align as align, auroc as auroc
+from .figures import bars as bars, curves as curves, figure_svg as figure_svg, heatmap as heatmap
+from .images import image_strip as image_strip, png as png
+from .markup import Html as Html, join as join, tag as tag
+from .page import Page as Page
+from .show import one_line as one_line, repr_html as repr_html, rich_panel as rich_panel
+from .tables import Column as Column, Table as Table

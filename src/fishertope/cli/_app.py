@@ -1,0 +1,41 @@
+"""The commands, gathered; each file of this folder is one group."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import _backends, _demo, _inspect
+
+app = typer.Typer(
+    name="fishertope",
+    help="Fisher geometry and zonotope combinatorics of trained networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from ..core.storage import versions
+
+        typer.echo(f"fishertope {versions()['fishertope']}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Fisher geometry and zonotope combinatorics of trained networks."""
+
+
+app.command("demo")(_demo.demo)
+app.command("backends")(_backends.backends)
+app.command("inspect")(_inspect.inspect)
