@@ -14,6 +14,7 @@ import numpy as np
 
 from ...core.backend import Kernel
 from ...core.backend.layout import DenseLayer, dense_layout
+from ...core.backend.threads import serial_blas
 from ...core.model import Categorical, Gaussian
 from ...core.types import FloatArray, IntArray, NumpyArray
 from ._factor_kernels import descend, scale_segments, segment_products
@@ -178,7 +179,7 @@ def lowrank_products(
     rows: FloatArray, offsets: IntArray, components: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """B = A Gᵀ (h, r) and N_ik = Σ_{j in rows(i)} B_jk² (n, r), in the dtype of the inputs."""
-    products = rows @ components.T
+    products = _rows_times(rows, components)
     return products, _segments(products, products, offsets, 1)
 
 
@@ -196,14 +197,39 @@ def lowrank_pullback(
         weighted,
         work=products.size,
     )
-    return weighted.T @ rows
+    out = np.empty((weighted.shape[1], rows.shape[1]), dtype=rows.dtype)
+    with serial_blas():
+        split(_columns_product, rows.shape[1], weighted, rows, out, work=rows.size)
+    return out
+
+
+def _columns_product(
+    start: int, stop: int, left: FloatArray, right: FloatArray, out: FloatArray
+) -> None:
+    """Columns start:stop of leftᵀ right."""
+    out[:, start:stop] = left.T @ right[:, start:stop]
+
+
+def _rows_times(rows: FloatArray, vectors: FloatArray) -> FloatArray:
+    """Rows @ vectorsᵀ, the rows shared out over threads with one BLAS thread each."""
+    out = np.empty((rows.shape[0], vectors.shape[0]), dtype=rows.dtype)
+    with serial_blas():
+        split(_rows_product, len(rows), rows, vectors, out, work=rows.size)
+    return out
+
+
+def _rows_product(
+    start: int, stop: int, left: FloatArray, right: FloatArray, out: FloatArray
+) -> None:
+    """Rows start:stop of left rightᵀ."""
+    np.matmul(left[start:stop], right.T, out=out[start:stop])
 
 
 def lowrank_line(
     rows: FloatArray, offsets: IntArray, products: FloatArray, direction: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """E = A Dᵀ, N1 = 2 Σ_rows B∘E and N2 = Σ_rows E∘E, in the dtype of the inputs."""
-    change = rows @ direction.T
+    change = _rows_times(rows, direction)
     first = _segments(_ready(products), change, offsets, 2)
     return change, first, _segments(change, change, offsets, 1)
 

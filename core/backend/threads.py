@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
+from threading import Lock
 from typing import Any
 
 from ..errors import InvalidInputError
@@ -85,6 +87,41 @@ def thread_limit(n: int | None = None) -> Iterator[int]:
                 numba.set_num_threads(before_numba)
             if torch:
                 torch.set_num_threads(before_torch)
+
+
+@contextmanager
+def serial_blas() -> Iterator[None]:
+    """Run a block with one thread in BLAS, for code that splits its work over threads itself.
+
+    BLAS's own threads wait for one another by spinning, which on shared CPUs can make a product
+    tens of times slower. Blocks may nest and may run in several threads at once: the setting is
+    the process's, is made by the first and undone by the last.
+    """
+    global _serial_users, _serial_limit
+    with _SERIAL_LOCK:
+        if _serial_users == 0:
+            _serial_limit = _blas_pools().limit(limits=1, user_api="blas")
+        _serial_users += 1
+    try:
+        yield
+    finally:
+        with _SERIAL_LOCK:
+            _serial_users -= 1
+            if _serial_users == 0:
+                _serial_limit.restore_original_limits()
+
+
+_SERIAL_LOCK = Lock()
+_serial_users = 0
+_serial_limit: Any = None
+
+
+@cache
+def _blas_pools() -> Any:
+    # Looking for the libraries takes milliseconds, setting their threads microseconds.
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def thread_facts() -> dict[str, Any]:
