@@ -9,6 +9,7 @@ A package adds one with an entry point in the group ``fishertope.backends`` whos
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -35,7 +36,7 @@ def registered_backends() -> dict[str, BackendInfo]:
     """
     found: dict[str, BackendInfo] = {}
     declared = [(target, target) for target in _BUILT_IN]
-    declared += [(f"entry point {name!r}", value) for name, value in _plugins()]
+    declared += [(f"entry point {name!r}", value) for name, value in _plugins(tuple(sys.path))]
     for origin, target in declared:
         module, _, attribute = target.partition(":")
         info = getattr(import_module(module), attribute)
@@ -94,6 +95,8 @@ def _load(info: BackendInfo) -> Backend:
     return info.load()
 
 
-def _plugins() -> list[tuple[str, str]]:
+@cache
+def _plugins(path: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Declared entry points; read from the metadata on ``path`` (sys.path) once, not every call."""
     # A set: the metadata of an editable install can be on the path twice.
-    return sorted({(e.name, e.value) for e in entry_points(group=ENTRY_POINT_GROUP)})
+    return tuple(sorted({(e.name, e.value) for e in entry_points(group=ENTRY_POINT_GROUP)}))

@@ -40,8 +40,8 @@ def register(monkeypatch: pytest.MonkeyPatch, *infos: object) -> None:
     """Let these infos appear as entry points of installed packages."""
     module = SimpleNamespace(**{f"INFO{i}": info for i, info in enumerate(infos)})
     monkeypatch.setitem(sys.modules, "a_plugin", module)  # type: ignore[arg-type]
-    points = [SimpleNamespace(name=f"p{i}", value=f"a_plugin:INFO{i}") for i in range(len(infos))]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    points = [(f"p{i}", f"a_plugin:INFO{i}") for i in range(len(infos))]
+    monkeypatch.setattr(registry, "_plugins", lambda path: points)
 
 
 def one_kernel(name: str = "partial", *, fallback: str | None = None) -> Backend:
