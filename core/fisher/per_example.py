@@ -189,7 +189,7 @@ class LowRankFishers:
         )
 
     def traces(self) -> FloatArray:
-        """tr F_i = Σ_j ‖a_ij‖² (n,) in float64."""
+        """Tr F_i = Σ_j ‖a_ij‖² (n,) in float64."""
         return segment_sum(np.square(to_numpy(self.rows), dtype=np.float64).sum(1), self.offsets)
 
 
@@ -230,7 +230,7 @@ class DiagonalFishers:
         return f"DiagonalFishers(n={len(self)}, parameters={self.values.shape[1]}, {dtype})"
 
     def traces(self) -> FloatArray:
-        """tr F_i = Σ_j f_ij (n,) in float64."""
+        """Tr F_i = Σ_j f_ij (n,) in float64."""
         return np.asarray(to_numpy(self.values).sum(1, dtype=np.float64))
 
 

@@ -22,7 +22,7 @@ class OutputDistribution(Protocol):
         ...
 
     def log_prob(self, z: Array, y: Array) -> Array:
-        """log p(y_i | z_i) (n,)."""
+        """Log p(y_i | z_i) (n,)."""
         ...
 
     def kl(self, z: Array, z_other: Array) -> Array:
@@ -66,7 +66,7 @@ class Categorical:
         return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
 
     def log_prob(self, z: Array, y: Array) -> Array:
-        """log p(y_i | z_i) for class numbers y (n,)."""
+        """Log p(y_i | z_i) for class numbers y (n,)."""
         xp = array_namespace(z)
         return xp.take_along_axis(self.log_probs(z), y[:, None], axis=-1)[:, 0]
 
