@@ -85,8 +85,8 @@ def align(
 
     Notes
     -----
-    Cost: O(n r L) a shuffle. A label is chosen by its z-score, so that rare labels, whose AUROC
-    scatters widely, have no advantage.
+    Cost: O(n r L) a shuffle. The label with the largest AUROC − 2 standard deviations names a
+    component, so that rare labels, whose AUROC scatters widely, have no advantage.
     """
     n = len(coefficients)
     for name, mask in labels.items():
@@ -165,8 +165,7 @@ def _name(
     size = len(halves[0])
     # Standard deviation of the AUROC if the label had nothing to do with the component.
     spread = np.sqrt((size + 1) / (12 * np.maximum(positives * (size - positives), 1)))
-    z = np.where(np.isnan(first), -np.inf, (first - 0.5) / spread)
-    best = np.argmax(z, axis=1)
+    best = np.argmax(np.where(np.isnan(first), -np.inf, first - 2.0 * spread), axis=1)
     return best, second[np.arange(len(best)), best]
 
 

@@ -22,6 +22,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (FishertopeError, OSError) as error:
         from ._console import stderr
 
-        stderr().print(f"Error: {error}", style="red", markup=False, highlight=False)
+        stderr().print(
+            f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         sys.exit(EXIT_FAILED)
     sys.exit(0)
