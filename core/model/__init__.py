@@ -1,11 +1,13 @@
 """The model seam: engines by model type, output distributions, named parameters."""
 
+from .dense import DenseEngine as DenseEngine, DenseNetwork as DenseNetwork
 from .engine import (
     ModelEngine as ModelEngine,
     engine_for as engine_for,
     register_engine as register_engine,
 )
 from .outputs import (
+    Bernoulli as Bernoulli,
     Categorical as Categorical,
     Gaussian as Gaussian,
     OutputDistribution as OutputDistribution,

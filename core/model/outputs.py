@@ -78,6 +78,41 @@ class Categorical:
 
 
 @dataclass(frozen=True, slots=True)
+class Bernoulli:
+    """Independent yes/no outputs: z are their logits; one of them is two-class classification.
+
+    Fisher of the logits: diag(p(1 − p)) with p = 1/(1 + exp(−z)).
+    """
+
+    name: str = "bernoulli"
+
+    def fisher_root(self, z: Array, *, reduced: bool = True) -> Array:
+        """Matrices diag √(p(1 − p)) for each example (n, C, C); there is nothing to reduce."""
+        xp = array_namespace(z)
+        e = xp.exp(-xp.abs(z))
+        eye = xp.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+        return (xp.sqrt(e) / (1.0 + e))[:, :, None] * eye[None]
+
+    def log_prob(self, z: Array, y: Array) -> Array:
+        """Log p(y_i | z_i) (n,) of labels y (n, C), or (n,) when there is one output."""
+        xp = array_namespace(z)
+        labels = xp.reshape(xp.astype(y, z.dtype), z.shape)
+        return xp.sum(labels * z - _softplus(z), axis=-1)
+
+    def kl(self, z: Array, z_other: Array) -> Array:
+        """Σ over outputs of KL(Bernoulli(z_i) ‖ Bernoulli(z_other_i)) (n,)."""
+        xp = array_namespace(z)
+        p = xp.exp(z - _softplus(z))
+        return xp.sum(p * (z - z_other) - _softplus(z) + _softplus(z_other), axis=-1)
+
+
+def _softplus(z: Array) -> Array:
+    """log(1 + exp z) without overflow."""
+    xp = array_namespace(z)
+    return xp.where(z > 0, z, xp.zeros_like(z)) + xp.log1p(xp.exp(-xp.abs(z)))
+
+
+@dataclass(frozen=True, slots=True)
 class Gaussian:
     """Independent normal outputs with means z and a fixed variance σ²: Fisher of z = I/σ²."""
 

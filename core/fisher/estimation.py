@@ -1,0 +1,284 @@
+"""From a model and data to per-example Fishers, in batches of bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, is_array_api_obj
+
+from ..backend import BackendChoice, Kernel, enter
+from ..errors import InvalidInputError
+from ..model import (
+    DenseEngine,
+    ModelEngine,
+    OutputDistribution,
+    Site,
+    engine_for,
+    sites_of,
+)
+from ..status import Callback, StepInfo
+from ..types import Array, Device, Seed
+from .labels import ExactLabels, LabelRule
+from .per_example import DiagonalFishers, LowRankFishers, frobenius_norms
+
+KINDS = ("low_rank", "diagonal")
+# A batch's rows take at most this many bytes unless the caller says how large a batch is.
+BATCH_BYTES = 64 << 20
+
+ParameterChoice = str | Sequence[str] | Callable[[str], bool] | None
+
+
+def per_example_fishers(
+    model: Any,
+    data: Any,
+    *,
+    kind: str = "low_rank",
+    labels: LabelRule | None = None,
+    output: OutputDistribution | None = None,
+    params: ParameterChoice = None,
+    batch_size: int | None = None,
+    backend: BackendChoice = "auto",
+    device: Device = None,
+    seed: Seed = 0,
+    callback: Callback | None = None,
+) -> LowRankFishers | DiagonalFishers:
+    """The Fisher information matrix of each example, F(x) = E_{y~p(·|x)}[∇log p ∇log pᵀ].
+
+    Parameters
+    ----------
+    model : object
+        A fitted scikit-learn MLP, a :class:`DenseNetwork`, a ``torch.nn.Module``, a
+        :class:`ModelEngine`, or anything with a registered engine.
+    data : array (n, ...) or iterable of batches
+        Inputs only; the labels of the expectation come from the model itself.
+    kind : {"low_rank", "diagonal"}
+        Rows A_i with F_i = A_iᵀA_i, or diag F_i.
+    labels : LabelRule, optional
+        ``ExactLabels()`` unless told otherwise.
+    output : OutputDistribution, optional
+        What the model's outputs mean; the engine's own default otherwise.
+    params : str, sequence of str, or callable, optional
+        Which parameters: names or glob patterns ("layers.1.*", "*bias"), or a function of the
+        name. All of them by default.
+    batch_size : int, optional
+        Examples at a time; chosen for about 64 MiB of rows otherwise. Changes nothing but memory.
+    backend, device
+        See :func:`select_backend`.
+    seed : int or numpy.random.Generator
+        For label rules that draw.
+    callback : callable, optional
+        Gets a :class:`StepInfo` after each batch (``loss`` is not meaningful and NaN); returning
+        ``True`` stops, and the Fishers of the batches so far come back.
+
+    Returns
+    -------
+    LowRankFishers or DiagonalFishers
+        In the dtype of the model.
+
+    Raises
+    ------
+    EngineNotFound
+        No engine for this type of model.
+    InvalidInputError
+        Wrong input shapes, NaN, no data, no parameter of that name.
+
+    Notes
+    -----
+    Cost with exact labels: C − 1 backward passes an example, done for a batch at once.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fishertope.core.model import DenseNetwork
+    >>> rng = np.random.default_rng(0)
+    >>> net = DenseNetwork([rng.normal(size=(3, 4))], [np.zeros(3)])
+    >>> per_example_fishers(net, rng.normal(size=(5, 4)))
+    LowRankFishers(n=5, rows=10, columns=15, float64)
+    """
+    rule: LabelRule = ExactLabels() if labels is None else labels
+    if kind not in KINDS:
+        raise InvalidInputError(f"kind={kind!r} was given; accepted: {', '.join(KINDS)}.")
+    engine: ModelEngine = engine_for(model, output=output)
+    columns, sites = choose_parameters(engine.sites, params)
+    source = _RowSource(engine, rule, np.random.default_rng(seed), backend, device)
+    make = source.diagonal if kind == "diagonal" else source.low_rank
+    parts: list[Any] = []
+    batches, total = batched(data, batch_size or _default_batch(engine))
+    done = 0
+    for batch in batches:
+        part = make(batch)
+        parts.append(part if columns is None else part.restrict(columns))
+        done += part.n
+        info = StepInfo(
+            phase="Fishers", step=done, max_steps=total, loss=float("nan"),
+            relative_loss=float("nan"), residual=float("nan"), products=float("nan"),
+        )  # fmt: skip
+        if callback is not None and callback(info) is True:
+            break
+    if not parts:
+        raise InvalidInputError("The data hold no example; give at least one.")
+    facts = {"output": engine.output.name, **rule.facts()}
+    if isinstance(seed, int):
+        facts["seed"] = seed
+    return joined(parts, sites, facts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Part:
+    """Rows (h, m) with their counts, or diagonals (n, m), of one batch."""
+
+    values: Array
+    counts: Any = None
+    norms: Any = None
+    kept: Any = None
+
+    @property
+    def n(self) -> int:
+        """Examples in the batch."""
+        return len(self.values) if self.counts is None else len(self.counts)
+
+    def restrict(self, columns: Any) -> Part:
+        """Some columns only; norms are those of the selected parameters."""
+        values = self.values[:, columns]
+        norms = None
+        if self.counts is not None:
+            norms = frobenius_norms(values, np.concatenate([[0], np.cumsum(self.counts)]))
+        return Part(values=values, counts=self.counts, norms=norms, kept=self.kept)
+
+
+class _RowSource:
+    """Computes the rows or diagonals of a batch: by kernel where there is one, else by engine."""
+
+    def __init__(
+        self,
+        engine: ModelEngine,
+        rule: LabelRule,
+        rng: np.random.Generator,
+        backend: BackendChoice,
+        device: Device,
+    ) -> None:
+        self.engine, self.rule, self.rng = engine, rule, rng
+        self.backend, self.device = backend, device
+        plain = isinstance(rule, ExactLabels) and rule.complete
+        by_kernel = isinstance(engine, DenseEngine) and engine.output.name in (
+            "categorical",
+            "gaussian",
+        )
+        self.dense = engine if by_kernel and plain and isinstance(engine, DenseEngine) else None
+
+    def low_rank(self, batch: Array) -> Part:
+        """Rows of a batch."""
+        if self.dense is not None:
+            A = self._kernel(Kernel.DENSE_FISHER_ROWS, batch, reduced=True)
+            counts = np.full(int(A.shape[0]), int(A.shape[1]), dtype=np.int64)
+            kept = np.ones(len(counts))
+        else:
+            roots = self.rule.roots(self.engine.output, self.engine.predict(batch), self.rng)
+            A, counts, kept = self.engine.rows(batch, roots.values), roots.counts, roots.kept
+        flat = A.reshape((-1, A.shape[2]))
+        if (counts != A.shape[1]).any():
+            live = np.arange(int(A.shape[1]))[None, :] < counts[:, None]
+            flat = flat[np.flatnonzero(live.reshape(-1))]
+        norms = frobenius_norms(flat, np.concatenate([[0], np.cumsum(counts)]))
+        return Part(values=flat, counts=counts, norms=norms, kept=kept)
+
+    def diagonal(self, batch: Array) -> Part:
+        """Diagonals of a batch."""
+        if self.dense is not None:
+            return Part(values=self._kernel(Kernel.DENSE_FISHER_DIAGONAL, batch))
+        roots = self.rule.roots(self.engine.output, self.engine.predict(batch), self.rng)
+        A = self.engine.rows(batch, roots.values)
+        xp = array_namespace(A)
+        return Part(values=xp.sum(A * A, axis=1), kept=roots.kept)
+
+    def _kernel(self, kernel: Kernel, batch: Array, **options: Any) -> Array:
+        engine = self.dense
+        if engine is None:
+            raise InvalidInputError("The dense kernels need a dense network.")
+        theta = engine.theta()
+        inputs = engine.checked(batch)
+        door = enter(theta, inputs, backend=self.backend, device=self.device, kernel=kernel)
+        scale = getattr(engine.output, "variance", 1.0)
+        values = door.backend[kernel](
+            *door.arrays,
+            sizes=engine.network.sizes,
+            activation=engine.network.activation,
+            output=engine.output.name,
+            **options,
+        )
+        if scale != 1.0:
+            values = values / (scale if kernel is not Kernel.DENSE_FISHER_ROWS else scale**0.5)
+        return door.out(values)
+
+
+def choose_parameters(
+    sites: tuple[Site, ...], params: ParameterChoice
+) -> tuple[Any, tuple[Site, ...]]:
+    """Columns of θ and re-laid sites of the chosen parameters; ``None`` columns mean all.
+
+    Raises
+    ------
+    InvalidInputError
+        If nothing matches; the message lists the names.
+    """
+    if params is None:
+        return None, sites
+    if callable(params):
+        chosen = [s for s in sites if params(s.name)]
+    else:
+        patterns = [params] if isinstance(params, str) else list(params)
+        chosen = [s for s in sites if any(fnmatchcase(s.name, p) for p in patterns)]
+    if not chosen:
+        names = ", ".join(s.name for s in sites[:12]) + (", ..." if len(sites) > 12 else "")
+        raise InvalidInputError(
+            f"params={params!r} matches no parameter. The names are: {names}. Use these, glob "
+            "patterns such as '*.weight', or a function of the name."
+        )
+    columns = np.concatenate([np.arange(s.start, s.stop) for s in chosen])
+    return columns, sites_of({s.name: s.shape for s in chosen})
+
+
+def batched(data: Any, size: int) -> tuple[Iterator[Any], int]:
+    """Batches of an array, or the batches of an iterable as they are, and how many examples."""
+    if size < 1:
+        raise InvalidInputError(f"batch_size={size} was given; a whole number >= 1 is accepted.")
+    if is_array_api_obj(data):
+        n = int(data.shape[0]) if data.ndim else 0
+        return (data[i : i + size] for i in range(0, n, size)), n
+    if isinstance(data, Iterable) and not isinstance(data, str | bytes):
+        dataset = getattr(data, "dataset", data)
+        return iter(data), len(dataset) if hasattr(dataset, "__len__") else 0
+    raise InvalidInputError(
+        f"A {type(data).__name__} was given as data; an array of inputs or an iterable of batches "
+        "is taken."
+    )
+
+
+def joined(
+    parts: Sequence[Part], sites: tuple[Site, ...], facts: dict[str, Any]
+) -> LowRankFishers | DiagonalFishers:
+    """The batches one after another."""
+    xp = array_namespace(parts[0].values)
+    values = parts[0].values if len(parts) == 1 else xp.concat([p.values for p in parts], axis=0)
+    if parts[0].kept is not None:
+        kept = np.concatenate([p.kept for p in parts])
+        facts = {**facts, "kept_mass_mean": float(kept.mean()), "kept_mass_min": float(kept.min())}
+    if parts[0].counts is None:
+        return DiagonalFishers(values=values, sites=sites, facts=facts)
+    counts = np.concatenate([p.counts for p in parts])
+    return LowRankFishers(
+        rows=values,
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        norms=np.concatenate([p.norms for p in parts]),
+        sites=sites,
+        facts=facts,
+    )
+
+
+def _default_batch(engine: ModelEngine) -> int:
+    p = engine.sites[-1].stop
+    return int(np.clip(BATCH_BYTES // (8 * p * 10), 1, 4096))
