@@ -1,4 +1,4 @@
-"""Compiled loops that write Fisher rows and diagonals from δ and activations.
+"""Compiled loops of the Fisher kernels: output roots, slopes, rows and diagonals.
 
 Contiguous arrays in; results go into ``out``. Each call handles the examples ``start:stop``, so
 that calls on disjoint ranges may run at once.
@@ -6,7 +6,61 @@ that calls on disjoint ranges may run at once.
 
 from __future__ import annotations
 
+from math import exp, sqrt
+
+import numpy as np
 from numba import njit
+
+RELU, TANH = 1, 2
+
+
+@njit(cache=True, nogil=True)
+def write_softmax_roots(start, stop, z, out):  # type: ignore[no-untyped-def]
+    """U (n, k, C) with UᵀU = diag(p) − ppᵀ, p = softmax(z).
+
+    k = C: row j is √p_j (e_j − p). k = C − 1: these rows reflected by I − 2vvᵀ/‖v‖², v = √p + e_C,
+    without the last, which is zero. With ‖v‖² = 2 (1 + √p_C) and Σ_c v_c √p_c (e_c − p) =
+    √p_C (e_C − p), row j becomes √p_j (e_j − (p + √p_C e_C)/(1 + √p_C)).
+    """
+    n_rows, n_classes = out.shape[1], out.shape[2]
+    reduced = n_rows < n_classes
+    p = np.empty(n_classes)
+    for i in range(start, stop):
+        largest = z[i, 0]
+        for c in range(n_classes):
+            largest = max(largest, z[i, c])
+        total = 0.0
+        for c in range(n_classes):
+            p[c] = exp(z[i, c] - largest)
+            total += p[c]
+        for c in range(n_classes):
+            p[c] /= total
+        last = sqrt(p[n_classes - 1]) if reduced else 0.0
+        for j in range(n_rows):
+            root = sqrt(p[j])
+            share = root / (1.0 + last)
+            row = out[i, j]
+            for c in range(n_classes):
+                row[c] = -share * p[c]
+            row[j] = root - share * p[j]
+            if reduced:
+                row[n_classes - 1] -= share * last
+
+
+@njit(cache=True, nogil=True)
+def apply_slopes(start, stop, activations, activation, deltas):  # type: ignore[no-untyped-def]
+    """δ ← δ ∘ σ'(pre-activation), written in the activation's value; relu'(0) = 0."""
+    n_rows, d = deltas.shape[1], deltas.shape[2]
+    for i in range(start, stop):
+        a = activations[i]
+        for j in range(n_rows):
+            delta = deltas[i, j]
+            if activation == RELU:
+                for o in range(d):
+                    delta[o] = delta[o] if a[o] > 0 else 0
+            elif activation == TANH:
+                for o in range(d):
+                    delta[o] *= 1 - a[o] * a[o]
 
 
 @njit(cache=True, nogil=True)

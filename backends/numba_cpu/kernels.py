@@ -15,16 +15,25 @@ import numpy as np
 from ...core.backend import Kernel
 from ...core.backend.layout import DenseLayer, dense_layout
 from ...core.backend.threads import serial_blas
-from ...core.model import Categorical, Gaussian
 from ...core.types import FloatArray, IntArray, NumpyArray
 from ._factor_kernels import descend, scale_segments, segment_products
-from ._fisher_kernels import write_diagonals, write_rows, write_square_sums
+from ._fisher_kernels import (
+    RELU,
+    TANH,
+    apply_slopes,
+    write_diagonals,
+    write_rows,
+    write_softmax_roots,
+    write_square_sums,
+)
 from ._split import split
 from ._zonotope_kernels import positive_sums, write_signs
 
 # Entries of the largest temporary: a few MB, so that blocks stay in the cache.
 _BLOCK = 1 << 19
 
+
+_CODES = {"relu": RELU, "tanh": TANH, "identity": 0}
 
 # OpenBLAS multiplies matrices with fewer multiplications than this on the calling thread.
 _SERIAL_MATMUL = 1 << 18
@@ -123,16 +132,24 @@ def _blocks(
     for at in range(0, len(inputs), length):
         block = slice(at, at + length)
         activations, z = _forward(theta, inputs[block], layers, activation)
-        distribution = Categorical() if output == "categorical" else Gaussian()
-        deltas = [_ready(distribution.fisher_root(z, reduced=reduced))]
+        deltas = [_output_roots(z, output, k)]
         for layer, a in zip(layers[:0:-1], activations[:0:-1], strict=True):
             back = _matmul(deltas[-1].reshape(-1, layer.d_out), _weight(theta, layer))
             delta = back.reshape(len(z), k, layer.d_in)
-            if activation != "identity":
-                slope = a > 0 if activation == "relu" else 1 - a * a
-                delta *= slope[:, None, :]
+            split(apply_slopes, len(z), a, _CODES[activation], delta, work=delta.size)
             deltas.append(delta)
         yield block, activations, deltas[::-1]
+
+
+def _output_roots(z: FloatArray, output: str, k: int) -> FloatArray:
+    """U (n, k, C) with U_iᵀU_i the Fisher of the outputs z."""
+    n, n_outputs = z.shape
+    roots = np.empty((n, k, n_outputs), dtype=z.dtype)
+    if output == "categorical":
+        split(write_softmax_roots, n, z, roots, work=4 * roots.size)
+    else:
+        roots[...] = np.eye(n_outputs, dtype=z.dtype)
+    return roots
 
 
 def _forward(
