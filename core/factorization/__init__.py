@@ -4,4 +4,10 @@ from .compare import matched_cosines as matched_cosines
 from .factorize import factorize as factorize
 from .history import History as History
 from .method import LowRankNPEFF as LowRankNPEFF
+from .perturbation import (
+    PerturbationReport as PerturbationReport,
+    component_direction as component_direction,
+    perturb as perturb,
+    perturbation_report as perturbation_report,
+)
 from .result import Factorization as Factorization

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -178,7 +178,8 @@ class _RowSource:
             kept = np.ones(len(counts))
         else:
             roots = self.rule.roots(self.engine.output, self.engine.predict(batch), self.rng)
-            A, counts, kept = self.engine.rows(batch, roots.values), roots.counts, roots.kept
+            A = self.engine.rows(batch, roots.values)
+            counts, kept = roots.counts, np.asarray(roots.kept)
         flat = A.reshape((-1, A.shape[2]))
         if (counts != A.shape[1]).any():
             live = np.arange(int(A.shape[1]))[None, :] < counts[:, None]
@@ -251,7 +252,7 @@ def batched(data: Any, size: int) -> tuple[Iterator[Any], int]:
         return (data[i : i + size] for i in range(0, n, size)), n
     if isinstance(data, Iterable) and not isinstance(data, str | bytes):
         dataset = getattr(data, "dataset", data)
-        return iter(data), len(dataset) if hasattr(dataset, "__len__") else 0
+        return iter(data), len(dataset) if isinstance(dataset, Sized) else 0
     raise InvalidInputError(
         f"A {type(data).__name__} was given as data; an array of inputs or an iterable of batches "
         "is taken."

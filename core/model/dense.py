@@ -209,7 +209,8 @@ class DenseEngine:
     def _trace(self, x: Array) -> tuple[list[Array], Array, list[Array]]:
         """Inputs of every layer, the outputs, and φ' of every hidden layer."""
         xp = self._xp
-        activations, slopes = [x], []
+        activations: list[Array] = [x]
+        slopes: list[Array] = []
         last = len(self.network.weights) - 1
         for layer, (W, b) in enumerate(zip(self.network.weights, self.network.biases, strict=True)):
             z = activations[-1] @ W.T + b

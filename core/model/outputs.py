@@ -15,7 +15,10 @@ from ..types import Array
 class OutputDistribution(Protocol):
     """p(y | z) for outputs z (n, C), with the Fisher of z written as UᵀU."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """How results call it ("categorical", "gaussian", ...)."""
+        ...
 
     def fisher_root(self, z: Array, *, reduced: bool = True) -> Array:
         """U (n, k, C) with U_iᵀU_i = E_y[∇_z log p ∇_z log pᵀ]."""
