@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from ._console import JsonOption, print_json, stdout
 
+MarkdownOption = Annotated[bool, typer.Option(help="Print the kernels as a Markdown table.")]
 
-def backends(json: JsonOption = False) -> None:
+
+def backends(json: JsonOption = False, markdown: MarkdownOption = False) -> None:
     """Show the backends, what each offers, and why one is not available."""
     from ..core.backend import BackendInfo, Kernel, registered_backends
     from ..core.report import Column, Table
@@ -27,6 +31,10 @@ def backends(json: JsonOption = False) -> None:
 
     if json:
         print_json({info.name: facts(info) for info in infos})
+        return
+
+    if markdown:
+        typer.echo(kernel_table())
         return
 
     def state(info: BackendInfo) -> str:
@@ -69,3 +77,18 @@ def backends(json: JsonOption = False) -> None:
     console = stdout()
     console.print(overview)
     console.print(kernels)
+
+
+def kernel_table() -> str:
+    """Backends × kernels as Markdown, with the formula of each kernel, as in the README."""
+    from ..core.backend import Kernel, registered_backends
+
+    infos = sorted(registered_backends().values(), key=lambda i: (i.priority, i.name))
+    head = ["interface", "kernel", "computes", *(f"`{i.name}`" for i in infos)]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for kernel in Kernel:
+        offered = ["yes" if kernel in i.kernels else i.fallback or "no" for i in infos]
+        formula = kernel.spec.formula.split(";  ")[0].split("; ")[0].replace("|", "\\|")
+        cells = [kernel.spec.interface, f"`{kernel}`", formula, *offered]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

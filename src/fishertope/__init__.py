@@ -1,0 +1,77 @@
+"""fishertope: Fisher geometry and zonotope combinatorics of trained networks.
+
+Per-example Fishers and their factorization (NPEFF), Fisher-weighted merging, and shallow ReLU
+networks as zonotopes, written once and run on swappable solver backends. The names below are
+stable; everything else is reached through the packages ``fishertope.core``,
+``fishertope.backends``, ``fishertope.theory`` and ``fishertope.experiments``.
+"""
+
+from .core.backend import (
+    BackendInfo as BackendInfo,
+    Kernel as Kernel,
+    available_backends as available_backends,
+    get_backend as get_backend,
+    select_backend as select_backend,
+    thread_limit as thread_limit,
+    to_backend as to_backend,
+    to_numpy as to_numpy,
+)
+from .core.factorization import (
+    Factorization as Factorization,
+    LowRankNPEFF as LowRankNPEFF,
+    PerturbationReport as PerturbationReport,
+    factorize as factorize,
+    matched_cosines as matched_cosines,
+    perturb as perturb,
+    perturbation_report as perturbation_report,
+)
+from .core.fisher import (
+    DiagonalFishers as DiagonalFishers,
+    ExactLabels as ExactLabels,
+    LowRankFishers as LowRankFishers,
+    per_example_fishers as per_example_fishers,
+)
+from .core.model import (
+    Bernoulli as Bernoulli,
+    Categorical as Categorical,
+    DenseNetwork as DenseNetwork,
+    Gaussian as Gaussian,
+    ModelEngine as ModelEngine,
+    register_engine as register_engine,
+)
+from .core.status import Status as Status, StepInfo as StepInfo
+from .core.testing import check_backend as check_backend
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendInfo",
+    "Bernoulli",
+    "Categorical",
+    "DenseNetwork",
+    "DiagonalFishers",
+    "ExactLabels",
+    "Factorization",
+    "Gaussian",
+    "Kernel",
+    "LowRankFishers",
+    "LowRankNPEFF",
+    "ModelEngine",
+    "PerturbationReport",
+    "Status",
+    "StepInfo",
+    "__version__",
+    "available_backends",
+    "check_backend",
+    "factorize",
+    "get_backend",
+    "matched_cosines",
+    "per_example_fishers",
+    "perturb",
+    "perturbation_report",
+    "register_engine",
+    "select_backend",
+    "thread_limit",
+    "to_backend",
+    "to_numpy",
+]
