@@ -1,8 +1,9 @@
 """The kernels for NumPy arrays on the CPU: matrix products by BLAS, the rest by compiled loops.
 
 This adapter makes arrays contiguous and writable (numba compiles again for other layouts and for
-read-only arrays), allocates the results and shares the work among threads. Threads never share a
-sum, so their number does not change what the loops return.
+read-only arrays), allocates the results and shares the work, matrix products included, among
+threads of its own: BLAS runs on one thread inside (see ``serial_blas``). Threads never share a sum,
+so their number does not change what the loops return.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from ._zonotope_kernels import positive_sums, write_signs
 _BLOCK = 1 << 19
 
 
-_CODES = {"relu": RELU, "tanh": TANH, "identity": 0}
+# A multiplication inside BLAS takes about this fraction of the time of an entry in a loop.
+_MULTIPLICATIONS = 8
 
-# OpenBLAS multiplies matrices with fewer multiplications than this on the calling thread.
-_SERIAL_MATMUL = 1 << 18
+_CODES = {"relu": RELU, "tanh": TANH, "identity": 0}
 
 
 def _ready(x: NumpyArray) -> NumpyArray:
@@ -44,6 +45,7 @@ def _ready(x: NumpyArray) -> NumpyArray:
     return np.require(x, requirements=["C", "W"])
 
 
+@serial_blas()
 def dense_fisher_rows(
     theta: FloatArray,
     inputs: FloatArray,
@@ -62,6 +64,7 @@ def dense_fisher_rows(
     return rows
 
 
+@serial_blas()
 def dense_fisher_diagonal(
     theta: FloatArray,
     inputs: FloatArray,
@@ -78,6 +81,7 @@ def dense_fisher_diagonal(
     return diagonals
 
 
+@serial_blas()
 def dense_fisher_diagonal_mean(
     theta: FloatArray,
     inputs: FloatArray,
@@ -94,7 +98,7 @@ def dense_fisher_diagonal_mean(
     for _, activations, deltas in _blocks(theta, inputs, sizes, activation, output, True):
         for layer, a, delta in zip(dense_layout(sizes), activations, deltas, strict=True):
             q = _square_sums(delta)
-            total[layer.start : layer.bias] += (q.T @ (a * a)).ravel()
+            total[layer.start : layer.bias] += _transposed_matmul(q, a * a).ravel()
             total[layer.bias : layer.stop] += q.sum(axis=0)
     return (total / len(inputs)).astype(theta.dtype)
 
@@ -156,6 +160,7 @@ def _forward(
     theta: FloatArray, inputs: FloatArray, layers: Sequence[DenseLayer], activation: str
 ) -> tuple[list[FloatArray], FloatArray]:
     activations = [_ready(inputs)]
+    z = activations[0]
     for layer in layers:
         z = _matmul(activations[-1], _weight(theta, layer).T)
         z += theta[layer.bias : layer.stop]
@@ -169,16 +174,32 @@ def _forward(
 
 
 def _matmul(x: FloatArray, y: FloatArray) -> FloatArray:
-    """``x @ y``; a tall x and a small y by products too small for BLAS to wake its threads for.
+    """``x @ y``, the rows of x shared out over threads; called with one BLAS thread."""
+    out = np.empty((x.shape[0], y.shape[1]), dtype=x.dtype)
+    work = x.size * y.shape[1] // _MULTIPLICATIONS
+    split(_rows_product, len(x), x, y, out, work=work)
+    return out
 
-    On such shapes the threads save little, and they cost milliseconds when the CPUs are shared.
-    """
-    length = _SERIAL_MATMUL // max(1, y.size)
-    if length < 16 or length >= len(x):
-        return x @ y
-    out = np.empty((len(x), y.shape[1]), dtype=x.dtype)
-    for at in range(0, len(x), length):
-        np.matmul(x[at : at + length], y, out=out[at : at + length])
+
+def _rows_product(
+    start: int, stop: int, left: FloatArray, right: FloatArray, out: FloatArray
+) -> None:
+    """Write rows start:stop of left @ right."""
+    np.matmul(left[start:stop], right, out=out[start:stop])
+
+
+def _columns_product(
+    start: int, stop: int, left: FloatArray, right: FloatArray, out: FloatArray
+) -> None:
+    """Write columns start:stop of leftᵀ right."""
+    out[:, start:stop] = left.T @ right[:, start:stop]
+
+
+def _transposed_matmul(x: FloatArray, y: FloatArray) -> FloatArray:
+    """``xᵀ y``, the columns of y shared out over threads; called with one BLAS thread."""
+    out = np.empty((x.shape[1], y.shape[1]), dtype=x.dtype)
+    work = y.size * x.shape[1] // _MULTIPLICATIONS
+    split(_columns_product, y.shape[1], x, y, out, work=work)
     return out
 
 
@@ -192,14 +213,16 @@ def _square_sums(deltas: FloatArray) -> FloatArray:
     return q
 
 
+@serial_blas()
 def lowrank_products(
     rows: FloatArray, offsets: IntArray, components: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """B = A Gᵀ (h, r) and N_ik = Σ_{j in rows(i)} B_jk² (n, r), in the dtype of the inputs."""
-    products = _rows_times(rows, components)
+    products = _matmul(rows, components.T)
     return products, _segments(products, products, offsets, 1)
 
 
+@serial_blas()
 def lowrank_pullback(
     rows: FloatArray, offsets: IntArray, coefficients: FloatArray, products: FloatArray
 ) -> FloatArray:
@@ -214,39 +237,15 @@ def lowrank_pullback(
         weighted,
         work=products.size,
     )
-    out = np.empty((weighted.shape[1], rows.shape[1]), dtype=rows.dtype)
-    with serial_blas():
-        split(_columns_product, rows.shape[1], weighted, rows, out, work=rows.size)
-    return out
+    return _transposed_matmul(weighted, rows)
 
 
-def _columns_product(
-    start: int, stop: int, left: FloatArray, right: FloatArray, out: FloatArray
-) -> None:
-    """Columns start:stop of leftᵀ right."""
-    out[:, start:stop] = left.T @ right[:, start:stop]
-
-
-def _rows_times(rows: FloatArray, vectors: FloatArray) -> FloatArray:
-    """Rows @ vectorsᵀ, the rows shared out over threads with one BLAS thread each."""
-    out = np.empty((rows.shape[0], vectors.shape[0]), dtype=rows.dtype)
-    with serial_blas():
-        split(_rows_product, len(rows), rows, vectors, out, work=rows.size)
-    return out
-
-
-def _rows_product(
-    start: int, stop: int, left: FloatArray, right: FloatArray, out: FloatArray
-) -> None:
-    """Rows start:stop of left rightᵀ."""
-    np.matmul(left[start:stop], right.T, out=out[start:stop])
-
-
+@serial_blas()
 def lowrank_line(
     rows: FloatArray, offsets: IntArray, products: FloatArray, direction: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """E = A Dᵀ, N1 = 2 Σ_rows B∘E and N2 = Σ_rows E∘E, in the dtype of the inputs."""
-    change = _rows_times(rows, direction)
+    change = _matmul(rows, direction.T)
     first = _segments(_ready(products), change, offsets, 2)
     return change, first, _segments(change, change, offsets, 1)
 
@@ -284,6 +283,7 @@ def nnls_gram(
     return coefficients
 
 
+@serial_blas()
 def zonotope_support(generators: FloatArray, directions: FloatArray) -> FloatArray:
     """h_Z(w) = Σ_i max(x_i·w, 0) (k,); products in the dtype of the inputs, sums in float64."""
     support = np.empty(len(directions), dtype=generators.dtype)
@@ -292,6 +292,7 @@ def zonotope_support(generators: FloatArray, directions: FloatArray) -> FloatArr
     return support
 
 
+@serial_blas()
 def sign_patterns(generators: FloatArray, directions: FloatArray) -> NumpyArray:
     """sign(x_i·w_k) as int8 (k, n); 0 where the computed product is exactly 0."""
     patterns = np.empty((len(directions), len(generators)), dtype=np.int8)
@@ -305,7 +306,7 @@ def _products(generators: FloatArray, directions: FloatArray) -> Iterator[tuple[
     length = max(1, _BLOCK // max(1, len(generators)))
     for at in range(0, len(directions), length):
         block = slice(at, at + length)
-        yield block, directions[block] @ generators.T
+        yield block, _matmul(directions[block], generators.T)
 
 
 KERNELS: dict[Kernel, Callable[..., Any]] = {

@@ -90,10 +90,10 @@ def _forward(
 ) -> tuple[list[FloatArray], FloatArray]:
     """Activations a_0 = x, ..., a_{L−1} of one example, and its outputs z."""
     layers = dense_layout(sizes)
-    activations = [x]
+    activations, z = [x], x
     for layer in layers:
         weight = theta[layer.start : layer.bias].reshape(layer.d_out, layer.d_in)
-        z: FloatArray = weight @ activations[-1] + theta[layer.bias : layer.stop]
+        z = weight @ activations[-1] + theta[layer.bias : layer.stop]
         if layer is not layers[-1]:
             activations.append(_ACTIVATIONS[activation](z))
     return activations, z

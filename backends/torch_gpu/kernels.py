@@ -167,8 +167,9 @@ def nnls_gram(
     inverse = torch.where(used, scale, 1).reciprocal() * used
     w = torch.where(used, start, 0)
     moving: Tensor | None = None
+    residual = targets - w @ gram
     for sweep in range(sweeps):
-        if sweep % 10 == 0:
+        if sweep > 0 and sweep % 10 == 0:
             residual = targets - w @ gram
         before = w.clone() if tol > 0 else w
         for k in range(gram.shape[0]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -74,19 +74,20 @@ def thread_limit(n: int | None = None) -> Iterator[int]:
     before_numba = numba.get_num_threads() if numba else 0
     before_torch = torch.get_num_threads() if torch else 0
     token = _LIMIT.set(count)
-    with threadpool_limits(limits=count):
-        try:
-            if numba:
-                numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
-            if torch:
-                torch.set_num_threads(count)
-            yield count
-        finally:
-            _LIMIT.reset(token)
-            if numba:
-                numba.set_num_threads(before_numba)
-            if torch:
-                torch.set_num_threads(before_torch)
+    limits = _beneath_serial_blas(lambda: threadpool_limits(limits=count))
+    try:
+        if numba:
+            numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+        if torch:
+            torch.set_num_threads(count)
+        yield count
+    finally:
+        _LIMIT.reset(token)
+        _beneath_serial_blas(limits.restore_original_limits)
+        if numba:
+            numba.set_num_threads(before_numba)
+        if torch:
+            torch.set_num_threads(before_torch)
 
 
 @contextmanager
@@ -95,25 +96,64 @@ def serial_blas() -> Iterator[None]:
 
     BLAS's own threads wait for one another by spinning, which on shared CPUs can make a product
     tens of times slower. Blocks may nest and may run in several threads at once: the setting is
-    the process's, is made by the first and undone by the last.
+    the process's, is made by the first and undone by the last. Also a decorator.
     """
     global _serial_users, _serial_limit
-    with _SERIAL_LOCK:
+    with _blas_lock():
         if _serial_users == 0:
             _serial_limit = _blas_pools().limit(limits=1, user_api="blas")
         _serial_users += 1
     try:
         yield
     finally:
-        with _SERIAL_LOCK:
+        with _blas_lock():
             _serial_users -= 1
             if _serial_users == 0:
                 _serial_limit.restore_original_limits()
 
 
-_SERIAL_LOCK = Lock()
+def _beneath_serial_blas(change: Callable[[], Any]) -> Any:
+    """Change thread counts as if no other thread were in :func:`serial_blas` just now.
+
+    Otherwise the one thread of that moment would be saved as the count to restore.
+    """
+    global _serial_limit
+    with _blas_lock():
+        if _serial_users > 0:
+            _serial_limit.restore_original_limits()
+        try:
+            return change()
+        finally:
+            if _serial_users > 0:
+                _release_blas()
+                _serial_limit = _blas_pools().limit(limits=1, user_api="blas")
+
+
+# BLAS keeps one count for the whole process, so who has changed it is kept for the process too.
+_BLAS_LOCK = Lock()
 _serial_users = 0
 _serial_limit: Any = None
+
+
+@contextmanager
+def _blas_lock() -> Iterator[None]:
+    with _BLAS_LOCK:
+        _release_blas()
+        try:
+            yield
+        finally:
+            _release_blas()
+
+
+def _release_blas() -> None:
+    """Let any thread set BLAS's count: the lock orders them.
+
+    threadpoolctl (from 3.7) ignores all threads but the first that set it, until that one lets go.
+    """
+    for pool in _blas_pools().lib_controllers:
+        clear = getattr(pool, "clear_controlling_thread", None)
+        if clear is not None:
+            clear(force=True)
 
 
 @cache

@@ -27,7 +27,6 @@ def test_threads_and_blocks_do_not_change_the_answer(
             with thread_limit(3):
                 shared = run(*problem.arrays, **problem.options)
             patch.setattr(kernels, "_BLOCK", 7)
-            patch.setattr(kernels, "_SERIAL_MATMUL", 400)
             blocked = run(*problem.arrays, **problem.options)
         expected, shared, blocked = (
             r if isinstance(r, tuple) else (r,) for r in (expected, shared, blocked)

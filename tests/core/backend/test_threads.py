@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 
 from fishertope.core.backend import current_threads, default_threads, thread_facts, thread_limit
+from fishertope.core.backend.threads import serial_blas
 from fishertope.core.errors import InvalidInputError
 
 
@@ -69,3 +71,39 @@ def test_limits_nest_and_belong_to_their_thread() -> None:
 def test_a_limit_below_one_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="0 threads"), thread_limit(0):
         pass
+
+
+def blas_threads() -> set[int]:
+    from threadpoolctl import threadpool_info
+
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+def test_serial_blas_nests_and_restores() -> None:
+    with thread_limit(2):
+        with serial_blas():
+            assert blas_threads() == {1}
+            with serial_blas():
+                assert blas_threads() == {1}
+            assert blas_threads() == {1}
+        assert blas_threads() == {2}
+
+
+def test_a_limit_set_while_another_thread_is_serial_is_kept_and_undone_rightly() -> None:
+    """The single thread of the moment must not be taken for the count to go back to."""
+    inside, leave = Event(), Event()
+
+    def stay_serial() -> None:
+        with serial_blas():
+            inside.set()
+            leave.wait(timeout=60)
+
+    with thread_limit(3), ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(stay_serial)
+        assert inside.wait(timeout=60)
+        with thread_limit(2):
+            assert blas_threads() == {1}
+            leave.set()
+            waiting.result()
+            assert blas_threads() == {2}
+        assert blas_threads() == {3}
