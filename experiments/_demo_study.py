@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -65,12 +65,17 @@ class Component:
     question, kind : str
         The label that fits best, in words ("3 or 9?"), and its kind ("pair", "digit", "answer",
         "mistakes").
+    pair : (int, int) or None
+        The two digits, where the label is a pair and fits beyond chance.
     auroc : float
         How well the component finds that label's images, on images not used to choose the label.
     aligned : bool
         Whether that is beyond what shuffled labels reach.
-    wrong_among_top : float
-        Share of wrong answers among its top images.
+    n_strongest, n_wrong : int
+        Images in which it is the strongest of all components, and how many of these are misread.
+    wrong_by_chance : float
+        Probability that as many or more would be, for the best of all components, if mistakes
+        had nothing to do with components (hypergeometric, times the number of components).
     wrong_auroc : float
         How well it finds the wrong answers, on all images.
     """
@@ -79,9 +84,12 @@ class Component:
     share: float
     question: str
     kind: str
+    pair: tuple[int, int] | None
     auroc: float
     aligned: bool
-    wrong_among_top: float
+    n_strongest: int
+    n_wrong: int
+    wrong_by_chance: float
     wrong_auroc: float
 
 
@@ -95,6 +103,11 @@ class Meaning:
     alignment : Alignment
     digits : array (r, 10)
         AUROC of each component against each predicted digit.
+    n_confusions : int
+        Misread images whose strongest component is the choice between what the digit is and what
+        it was read as.
+    confusions_by_chance : float
+        How many there would be if the misread images exchanged their components at random.
     wrong_threshold : float
         AUROC against wrong answers that the best component exceeds in 5 % of the shuffles.
     """
@@ -102,6 +115,8 @@ class Meaning:
     components: tuple[Component, ...]
     alignment: Alignment
     digits: FloatArray
+    n_confusions: int
+    confusions_by_chance: float
     wrong_threshold: float
 
     @property
@@ -119,31 +134,38 @@ def interpret(factorization: Factorization, answers: Answers, rng: np.random.Gen
     """Line the components up with digits, answers, pairs of digits and mistakes."""
     coefficients = np.asarray(factorization.coefficients, dtype=np.float64)
     labels, words = _labels(answers)
-    # Half of a small held-out set holds few images of a pair; fewer than 3 say nothing.
-    alignment = align(coefficients, labels, rng=rng, n_shuffles=N_SHUFFLES, min_count=3)
+    alignment = align(coefficients, labels, rng=rng, n_shuffles=N_SHUFFLES)
     wrong = answers.wrong
-    top = factorization.top_examples(N_TOP)
+    strongest = coefficients.argmax(axis=1)
     wrong_auroc = auroc(coefficients, wrong)[:, 0]
     components = []
     for k, share in enumerate(factorization.shares):
         question, kind = words[alignment.labels[alignment.best[k]]]
+        own = strongest == k
+        n_own, n_wrong = int(own.sum()), int((own & wrong).sum())
         components.append(
             Component(
                 number=k + 1,
                 share=float(share),
                 question=question,
                 kind=kind,
+                pair=_pair(question) if kind == "pair" and alignment.aligned[k] else None,
                 auroc=float(alignment.best_auroc[k]),
                 aligned=bool(alignment.aligned[k]),
-                wrong_among_top=float(wrong[top[k]].mean()),
+                n_strongest=n_own,
+                n_wrong=n_wrong,
+                wrong_by_chance=_chance_of_as_many(wrong, n_own, n_wrong, coefficients.shape[1]),
                 wrong_auroc=float(wrong_auroc[k]),
             )
         )
     said = answers.predicted[:, None] == np.arange(10)
+    matched, by_chance = _confusions(components, strongest, answers, rng)
     return Meaning(
         components=tuple(components),
         alignment=alignment,
         digits=auroc(coefficients, said),
+        n_confusions=matched,
+        confusions_by_chance=by_chance,
         wrong_threshold=_largest_by_chance(coefficients, wrong, rng),
     )
 
@@ -156,13 +178,47 @@ def _labels(answers: Answers) -> tuple[dict[str, NumpyArray], Mapping[str, tuple
         labels[f"digit {digit}"] = answers.truth == digit
         words[f"digit {digit}"] = (f"images of {digit}", "digit")
         labels[f"answer {digit}"] = answers.predicted == digit
-        words[f"answer {digit}"] = (f"{digit} or not?", "answer")
+        words[f"answer {digit}"] = (f"read as {digit}", "answer")
     for low, high in combinations(range(10), 2):
         labels[f"pair {low}-{high}"] = (answers.pairs == (low, high)).all(axis=1)
         words[f"pair {low}-{high}"] = (f"{low} or {high}?", "pair")
     labels["mistakes"] = answers.wrong
     words["mistakes"] = ("mistakes", "mistakes")
     return labels, words
+
+
+def _pair(question: str) -> tuple[int, int]:
+    """The digits of "3 or 9?"."""
+    return int(question[0]), int(question[5])
+
+
+def _confusions(
+    components: Sequence[Component],
+    strongest: IntArray,
+    answers: Answers,
+    rng: np.random.Generator,
+) -> tuple[int, float]:
+    """Misread images whose strongest component is their own confusion; and the same by chance."""
+    wrong = answers.wrong
+    pairs = [components[k].pair for k in strongest[wrong]]
+    mistaken = list(
+        zip(answers.truth[wrong].tolist(), answers.predicted[wrong].tolist(), strict=True)
+    )
+
+    def count(dealt: Sequence[tuple[int, int] | None]) -> int:
+        return sum(p == (min(m), max(m)) for p, m in zip(dealt, mistaken, strict=True))
+
+    orders = (rng.permutation(len(pairs)) for _ in range(N_SHUFFLES))
+    by_chance = float(np.mean([count([pairs[i] for i in order]) for order in orders]))
+    return count(pairs), by_chance
+
+
+def _chance_of_as_many(wrong: NumpyArray, n_own: int, n_wrong: int, n_components: int) -> float:
+    """P(some component has ``n_wrong`` or more of ``n_own`` wrong), by Bonferroni."""
+    from scipy.stats import hypergeom
+
+    tail = float(hypergeom.sf(n_wrong - 1, len(wrong), int(wrong.sum()), n_own))
+    return min(1.0, n_components * tail)
 
 
 def _largest_by_chance(

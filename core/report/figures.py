@@ -36,7 +36,7 @@ _VARIABLES = {
 def figure_svg(
     draw: Callable[[Axes], None],
     *,
-    width: float = 6.2,
+    width: float = 5.2,
     height: float = 3.0,
     label: str,
 ) -> Html:
@@ -65,7 +65,7 @@ def figure_svg(
         "svg.fonttype": "none",
         "svg.hashsalt": label,
         "font.family": "sans-serif",
-        "font.size": 9.5,
+        "font.size": 10,
         "text.color": INK,
         "axes.labelcolor": INK,
         "axes.edgecolor": FAINT,
@@ -116,7 +116,7 @@ def bars(
         axes.barh(y, values, color=COLOURS[0], height=0.7)
         for i, value in enumerate(values):
             text = f" {value:.1%}" if percent else f" {value:.3g}"
-            axes.text(max(float(value), 0.0), i, text, va="center", fontsize=8.5)
+            axes.text(max(float(value), 0.0), i, text, va="center", fontsize=9)
         axes.set_yticks(y, names)
         axes.invert_yaxis()
         axes.tick_params(left=False, bottom=False, labelbottom=False)
@@ -169,13 +169,19 @@ def curves(
                 axes.fill_between(x, *bands[name], color=colour, alpha=0.15, linewidth=0)
         if log_x:
             axes.set_xscale("log")
+            places = sorted({float(v) for x, _ in series.values() for v in x})
+            if len(places) <= 12:
+                axes.set_xticks(places, [f"{v:g}" for v in places])
+                axes.minorticks_off()
         if log_y:
             axes.set_yscale("log")
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(color=FAINT, linewidth=0.5, alpha=0.5)
         if len(series) > 1:
-            axes.legend(fontsize=8.5)
+            # Above the axes, where no line can be.
+            place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0)}
+            axes.legend(fontsize=9, ncols=2, borderaxespad=0.2, **place)
 
     return figure_svg(draw, height=height, label=label)
 

@@ -80,9 +80,10 @@ def image_strip(
         Self-contained.
     """
     cells = []
-    for i, image in enumerate(images):
-        source = "data:image/png;base64," + base64.b64encode(png(image)).decode("ascii")
-        picture = tag("img", src=source, alt=alt[i] if alt else "", style=f"width:{size}")
+    for i, pixels in enumerate(images):
+        source = "data:image/png;base64," + base64.b64encode(png(pixels)).decode("ascii")
+        image = tag("img", src=source, alt=alt[i] if alt else "")
+        picture = tag("span", image, style=f"width:{size}")
         caption = None if captions is None else tag("figcaption", captions[i])
         frame = "marked" if marked is not None and marked[i] else None
         cells.append(tag("figure", picture, caption, class_=frame))

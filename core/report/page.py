@@ -45,18 +45,24 @@ margin:.8rem 0}
 .card h3 small{font-weight:500;color:var(--soft);white-space:nowrap}
 .meter{height:.35rem;border-radius:.2rem;background:var(--faint);margin:.35rem 0 .5rem}
 .meter i{display:block;height:100%;border-radius:.2rem;background:var(--c1)}
+.tabled{display:flex;flex-wrap:wrap;gap:0 2.4rem;align-items:flex-start}
+.tabled>div{min-width:0;max-width:100%}
+.tabled ul{flex:1 1 17rem;padding-left:1.1rem}
 .strip{display:flex;flex-wrap:wrap;gap:.3rem;margin:.3rem 0}
 .strip figure{margin:0;text-align:center}
-.strip img{display:block;image-rendering:pixelated;border-radius:.2rem;
-outline:1px solid var(--faint)}
-.strip .marked img{outline:2px solid var(--c2)}
+.strip span{display:block;border-radius:.2rem;outline:1px solid var(--faint);overflow:hidden}
+.strip img{display:block;width:100%;image-rendering:pixelated}
+.strip .marked span{outline:2px solid var(--c2)}
 .strip figcaption{font-size:.72rem;line-height:1.3}
 .strip .marked figcaption{color:var(--c2);font-weight:600}
-.facts{display:flex;flex-wrap:wrap;gap:.5rem 1.6rem;margin:.6rem 0;padding:0;list-style:none;
-max-width:none}
+.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(11rem,1fr));gap:.6rem 1.4rem;
+margin:1.1rem 0 .6rem;padding:0;list-style:none;max-width:none}
 .facts b{display:block;font-size:1.3rem;line-height:1.25}
-.facts li{color:var(--soft);font-size:.86rem}
+.facts li{color:var(--soft);font-size:.86rem;line-height:1.4}
 .facts b{color:var(--ink)}
+.card .strip{display:grid;grid-template-columns:repeat(6,1fr);gap:.35rem}
+.card .strip span{width:100%!important}
+.plain{list-style:none;padding:0;font-size:.9rem;margin:.3rem 0}
 details{margin:.6rem 0}
 summary{cursor:pointer;color:var(--c1)}
 code{font-size:.9em;overflow-wrap:anywhere}

@@ -73,8 +73,8 @@ class Table:
     >>> t = Table(columns=[Column(name="digit"), Column(name="share", format=".0%")],
     ...           rows=[[7, 0.25]])
     >>> print(t.html())
-    <div class="scroll"><table><thead><tr><th>digit</th><th>share</th></tr></thead>\
-<tbody><tr><td>7</td><td>25%</td></tr></tbody></table></div>
+    <div><div class="scroll"><table><thead><tr><th>digit</th><th>share</th></tr></thead>\
+<tbody><tr><td>7</td><td>25%</td></tr></tbody></table></div></div>
     """
 
     columns: Sequence[Column]
@@ -119,7 +119,8 @@ class Table:
         if explained:
             terms = (tag("li", tag("b", c.name), ": ", c.help) for c in explained)
             legend = tag("ul", *terms, class_="note")
-        return join([tag("div", table, class_="scroll"), note, legend])
+        shown = tag("div", join([tag("div", table, class_="scroll"), note]))
+        return shown if legend is None else tag("div", shown, legend, class_="tabled")
 
     def rich(self) -> RichTable:
         """The table for a terminal."""
