@@ -55,7 +55,12 @@ def imports(name, is_package, path):
 
 def floor(name):
     best = max(
-        (package for level in FLOORS for package in level if (name + ".").startswith(package + ".")),
+        (
+            package
+            for level in FLOORS
+            for package in level
+            if (name + ".").startswith(package + ".")
+        ),
         key=len,
     )
     return next(i for i, level in enumerate(FLOORS) if best in level)

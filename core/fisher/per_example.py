@@ -176,7 +176,8 @@ class LowRankFishers:
 
     def select(self, examples: Sequence[int] | IntArray) -> LowRankFishers:
         """The Fishers of some examples, in the order given."""
-        chosen = np.arange(len(self))[np.asarray(examples)]
+        picked = np.asarray(examples)
+        chosen = np.arange(len(self))[picked if picked.size else picked.astype(np.int64)]
         index = np.concatenate(
             [np.arange(self.offsets[i], self.offsets[i + 1]) for i in chosen]
             or [np.zeros(0, dtype=np.int64)]

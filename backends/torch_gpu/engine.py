@@ -1,0 +1,185 @@
+"""Engine of any ``torch.nn.Module`` by function transforms: exact rows, JVPs and VJPs.
+
+The module is called functionally, in evaluation mode, one example at a time under ``vmap``, so that
+examples cannot influence one another (no batch statistics). Parameters that are tied count once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.func import functional_call, jvp, vjp, vmap
+
+from ...core.errors import InvalidInputError
+from ...core.model import Categorical, OutputDistribution, Site, sites_of, unflatten
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+class ModuleEngine:
+    """Derivatives of a module's outputs z (n, C) with respect to its named parameters.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Called as ``module(inputs)``, or ``module(**inputs)`` for dict batches; returns z (n, C), or
+        an object with ``logits``.
+    output : OutputDistribution, optional
+        ``Categorical()`` unless told otherwise.
+    outputs_of : callable, optional
+        Turns what the module returns into z (n, C), for models that return something else.
+
+    Notes
+    -----
+    Parameters that do not require gradients are left out. Training mode, gradients and the random
+    state are as before after every call. float16 and bfloat16 modules are refused: differentiate a
+    float32 copy (``module.float()``).
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        *,
+        output: OutputDistribution | None = None,
+        outputs_of: Callable[[Any], torch.Tensor] | None = None,
+    ) -> None:
+        self.module = module
+        self._output: OutputDistribution = Categorical() if output is None else output
+        self._outputs_of = outputs_of or _logits
+        # named_parameters lists a tied parameter once, under its first name.
+        self._names = [n for n, p in module.named_parameters() if p.requires_grad]
+        parameters = dict(module.named_parameters())
+        if not self._names:
+            raise InvalidInputError(
+                f"No parameter of this {type(module).__name__} requires gradients; set "
+                "requires_grad on those to differentiate."
+            )
+        dtypes = {parameters[n].dtype for n in self._names}
+        if len(dtypes) > 1 or dtypes & set(HALF):
+            raise InvalidInputError(
+                f"Parameters of dtype {', '.join(sorted(str(d) for d in dtypes))} were given; all "
+                "float32 or all float64 is taken. Use module.float() on a copy."
+            )
+        self._sites = sites_of({n: tuple(parameters[n].shape) for n in self._names})
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Parameters that require gradients, by their names in the module."""
+        return self._sites
+
+    @property
+    def output(self) -> OutputDistribution:
+        """What the outputs mean."""
+        return self._output
+
+    def theta(self) -> torch.Tensor:
+        """The flat parameters (p,), a copy."""
+        return torch.cat([p.reshape(-1) for p in self._parameters().values()])
+
+    def predict(self, inputs: Any) -> torch.Tensor:
+        """Outputs z (n, C) of the batch."""
+        with self._quiet(), torch.no_grad():
+            return self._call(self._parameters(), self._moved(inputs))
+
+    def rows(self, inputs: Any, roots: Any) -> torch.Tensor:
+        """Rows U_i J_i (n, k, p): k reverse passes an example, all examples at once."""
+        inputs = self._moved(inputs)
+        with self._quiet():
+            parameters = self._parameters()
+            U = self._tensor(roots)
+
+            def one(example: Any, root: torch.Tensor) -> torch.Tensor:
+                _, back = vjp(lambda q: self._call(q, _batch_of_one(example))[0], parameters)
+                (parts,) = vmap(back)(root)
+                return torch.cat([parts[n].reshape(len(root), -1) for n in self._names], dim=1)
+
+            return vmap(one)(inputs, U).detach()
+
+    def jvp(self, inputs: Any, direction: Any) -> torch.Tensor:
+        """J_i δ (n, C): one forward-mode pass."""
+        inputs = self._moved(inputs)
+        with self._quiet(), torch.no_grad():
+            tangents = unflatten(self._tensor(direction), self._sites)
+            _, moved = jvp(
+                lambda q: self._call(q, inputs), (self._parameters(),), (dict(tangents),)
+            )
+            return moved
+
+    def vjp(self, inputs: Any, cotangents: Any) -> torch.Tensor:
+        """Σ_i J_iᵀ u_i (p,): one reverse pass."""
+        inputs = self._moved(inputs)
+        with self._quiet():
+            _, back = vjp(lambda q: self._call(q, inputs), self._parameters())
+            (parts,) = back(self._tensor(cotangents))
+            return torch.cat([parts[n].reshape(-1) for n in self._names]).detach()
+
+    @contextmanager
+    def patch(self, delta: Any) -> Iterator[None]:
+        """θ + δ inside the block, in the module itself; the original bits on every exit."""
+        parameters = {n: p for n, p in self.module.named_parameters() if n in set(self._names)}
+        parts = unflatten(self._tensor(delta), self._sites)
+        before = {n: p.detach().clone() for n, p in parameters.items()}
+        try:
+            with torch.no_grad():
+                for n, p in parameters.items():
+                    p.add_(parts[n])
+            yield
+        finally:
+            with torch.no_grad():
+                for n, p in parameters.items():
+                    p.copy_(before[n])
+
+    def _parameters(self) -> dict[str, torch.Tensor]:
+        parameters = dict(self.module.named_parameters())
+        return {n: parameters[n].detach() for n in self._names}
+
+    def _call(self, parameters: Mapping[str, torch.Tensor], inputs: Any) -> torch.Tensor:
+        args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else ((inputs,), {})
+        z = self._outputs_of(functional_call(self.module, dict(parameters), args, dict(kwargs)))
+        if z.ndim != 2:
+            raise InvalidInputError(
+                f"The module returned outputs of shape {tuple(z.shape)}; (n, C) is taken. Give "
+                "outputs_of=, a function from what the module returns to z (n, C)."
+            )
+        return z
+
+    def _tensor(self, x: Any) -> torch.Tensor:
+        like = next(iter(self._parameters().values()))
+        return torch.as_tensor(x, dtype=like.dtype, device=like.device)
+
+    def _moved(self, inputs: Any) -> Any:
+        """The batch on the module's device; floats in its dtype, finite."""
+        if isinstance(inputs, Mapping):
+            return {k: self._moved(v) for k, v in inputs.items()}
+        x = torch.as_tensor(inputs)
+        like = next(iter(self._parameters().values()))
+        if not x.is_floating_point():
+            return x.to(like.device)
+        if not bool(torch.isfinite(x).all()):
+            raise InvalidInputError("The inputs hold NaN or infinite entries; drop or fill them.")
+        return x.to(device=like.device, dtype=like.dtype)
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Evaluation mode and an untouched random state; every mode as before on exit."""
+        modes = [(m, m.training) for m in self.module.modules()]
+        self.module.eval()
+        try:
+            with torch.random.fork_rng(devices=[]):
+                yield
+        finally:
+            for m, training in modes:
+                m.training = training
+
+
+def _logits(returned: Any) -> torch.Tensor:
+    return returned if isinstance(returned, torch.Tensor) else returned.logits
+
+
+def _batch_of_one(example: Any) -> Any:
+    if isinstance(example, Mapping):
+        return {k: v.unsqueeze(0) for k, v in example.items()}
+    return example.unsqueeze(0)

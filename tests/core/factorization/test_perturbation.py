@@ -1,0 +1,189 @@
+"""Perturbing along components: restored bits, exact directions, predicted and measured effects."""
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from fishertope.core.backend import to_numpy
+from fishertope.core.errors import InvalidInputError
+from fishertope.core.factorization import (
+    LowRankNPEFF,
+    component_direction,
+    factorize,
+    perturb,
+    perturbation_report,
+)
+from fishertope.core.fisher import per_example_fishers
+from fishertope.core.model import DenseNetwork, engine_for
+
+
+@pytest.fixture(scope="module")
+def case():
+    rng = np.random.default_rng(0)
+    net = DenseNetwork(
+        [rng.normal(size=(8, 5)), rng.normal(size=(4, 8))], [rng.normal(size=8), np.zeros(4)],
+        "tanh",
+    )  # fmt: skip
+    x = rng.normal(size=(150, 5))
+    found = factorize(per_example_fishers(net, x), LowRankNPEFF(5), on_failure="return")
+    return net, x, found
+
+
+def test_the_move_is_the_component_and_is_undone(case):
+    net, x, found = case
+    engine = engine_for(net)
+    theta, z = engine.theta(), engine.predict(x)
+    with perturb(net, found, 2, magnitude=0.3, sign=-1) as moved:
+        np.testing.assert_allclose(moved.theta() - theta, -0.3 * found.components[2], atol=1e-14)
+        assert not np.array_equal(moved.predict(x), z)
+    assert np.array_equal(engine.theta(), theta)
+    with pytest.raises(KeyError), perturb(net, found, 2, magnitude=0.3):
+        raise KeyError
+    assert np.array_equal(engine.theta(), theta)
+    assert np.array_equal(engine.predict(x), z)
+
+
+def test_orthogonalised_directions_are_orthogonal_to_every_other_component(case):
+    _, _, found = case
+    for k in range(5):
+        g = component_direction(found, k, direction="orthogonalised")
+        assert abs(np.linalg.norm(g) - 1) <= 1e-12
+        others = np.delete(found.components, k, axis=0)
+        assert np.abs(others @ g).max() <= 1e-8
+        order = np.random.default_rng(k).permutation(4)
+        shuffled = np.insert(others[order], k, found.components[k], axis=0)
+        again = component_direction(
+            found.replace(components=shuffled), k, direction="orthogonalised"
+        )
+        np.testing.assert_allclose(again, g, atol=1e-10)
+
+
+def test_near_duplicates_stay_in(case):
+    _, _, found = case
+    G = found.components.copy()
+    G[1] = G[0] + 1e-3 * G[2]
+    twin = found.replace(components=G)
+    g = component_direction(twin, 0, direction="orthogonalised", max_abs_cos=0.99)
+    assert abs(g @ G[0]) > 0.5
+    G[1] = G[0]
+    with pytest.raises(InvalidInputError, match="nothing is left"):
+        component_direction(
+            twin.replace(components=G), 0, direction="orthogonalised", max_abs_cos=1.1
+        )
+
+
+def test_no_move_no_effect_and_no_nan_warning(case):
+    net, x, found = case
+    report = perturbation_report(net, found, x, magnitude=0.0, n_top=10, n_baseline=20)
+    assert (report.kl_top == 0).all()
+    assert np.isnan(report.kl_ratio).all()
+    assert (report.predicted_top == 0).all()
+
+
+def test_plus_and_minus_agree_to_second_order(case):
+    net, x, found = case
+    gaps = []
+    for epsilon in (4e-2, 2e-2, 1e-2):
+        kl = perturbation_report(net, found, x, magnitude=epsilon, n_random=1).kl_top
+        gaps.append((np.abs(kl[:, 0] - kl[:, 1]) / kl.mean(1)).max())
+    assert gaps[0] > gaps[1] > gaps[2]
+
+
+def test_prediction_is_the_measurement_at_small_moves(case):
+    net, x, found = case
+    report = perturbation_report(net, found, x, magnitude=1e-3, n_top=20, n_baseline=60)
+    for predicted, measured in (
+        (report.predicted_top, report.kl_top),
+        (report.predicted_baseline, report.kl_baseline),
+    ):
+        np.testing.assert_allclose(measured.mean(1), predicted, rtol=0.05)
+    ratio = spearmanr(report.predicted_ratio, report.kl_ratio).statistic
+    assert ratio >= 0.9
+
+
+def test_prediction_is_the_fisher_quadratic_form(case):
+    net, x, found = case
+    fishers = per_example_fishers(net, x)
+    report = perturbation_report(net, found, x, components=[1], magnitude=0.01, n_top=7)
+    g = found.components[1]
+    form = [0.5e-4 * np.sum((fishers.block(i) @ g) ** 2) for i in report.top[0]]
+    np.testing.assert_allclose(report.predicted_top[0], np.mean(form), rtol=1e-8)
+
+
+def test_top_and_baseline_are_disjoint_and_the_seed_decides(case):
+    net, x, found = case
+    a = perturbation_report(net, found, x, magnitude=0.1, seed=1)
+    b = perturbation_report(net, found, x, magnitude=0.1, seed=1)
+    for k in range(5):
+        assert not set(a.top[k]) & set(a.baseline[k])
+        assert np.array_equal(np.sort(a.top[k]), np.sort(found.top_examples(32)[k]))
+    assert np.array_equal(a.baseline, b.baseline)
+    assert np.array_equal(a.kl_top, b.kl_top)
+
+
+def test_automatic_magnitude_reaches_the_target(case):
+    net, x, found = case
+    report = perturbation_report(net, found, x, magnitude="auto", target_kl=0.05)
+    np.testing.assert_allclose(report.kl_top.max(1), 0.05, rtol=0.06)
+
+
+def test_components_move_their_own_examples_more_than_random_directions_do(case):
+    net, x, found = case
+    report = perturbation_report(net, found, x, magnitude=0.05, n_random=20)
+    assert np.median(report.kl_ratio) > np.median(report.random_ratio)
+
+
+def test_accuracies_when_labels_are_given(case):
+    net, x, found = case
+    labels = engine_for(net).predict(x).argmax(1)
+    report = perturbation_report(net, found, x, magnitude=1e-9, labels=labels)
+    assert (report.accuracy_top == 1).all()
+    assert (report.accuracy_baseline == 1).all()
+    assert perturbation_report(net, found, x, magnitude=0.1).accuracy_top is None
+
+
+def test_a_torch_module_is_moved_and_restored(case):
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    x = torch.randn(60, 4)
+    fishers = per_example_fishers(module, x)
+    found = factorize(fishers, LowRankNPEFF(3, tol=1e-2), on_failure="return")
+    assert isinstance(found.components, torch.Tensor)
+    before = [p.detach().clone() for p in module.parameters()]
+    with perturb(module, found, 0, magnitude=0.5):
+        flat = torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+        start = torch.cat([p.reshape(-1) for p in before])
+        np.testing.assert_allclose(
+            to_numpy(flat - start), 0.5 * to_numpy(found.components[0]), atol=1e-6
+        )
+    assert all(torch.equal(p, q) for p, q in zip(module.parameters(), before, strict=True))
+    report = perturbation_report(module, found, x, magnitude=0.1)
+    assert np.isfinite(report.kl_ratio).all()
+
+
+@pytest.mark.parametrize(
+    ("component", "options", "words"),
+    [
+        (5, {}, "0 to 4"),
+        (0, {"magnitude": -1.0}, "magnitude"),
+        (0, {"magnitude": float("nan")}, "magnitude"),
+        (0, {"sign": 2}, "sign"),
+        (0, {"direction": "sideways"}, "component, orthogonalised"),
+    ],
+)
+def test_bad_requests_are_named(case, component, options, words):
+    net, _, found = case
+    with (
+        pytest.raises(InvalidInputError, match=words),
+        perturb(net, found, component, **({"magnitude": 0.1} | options)),
+    ):
+        pass
+
+
+def test_components_of_another_model_are_refused(case):
+    _, x, found = case
+    other = DenseNetwork([np.ones((4, 5))], [np.zeros(4)])
+    with pytest.raises(InvalidInputError, match="belong"), perturb(other, found, 0, magnitude=1.0):
+        pass
+    with pytest.raises(InvalidInputError, match="3 inputs"):
+        perturbation_report(other, found, x[:3])
