@@ -13,7 +13,9 @@ Peers
 -----
 rows      ``torch.func``: ``vmap(grad)`` of log p_c, one class after another; timed once up to the
           per-parameter gradients ("gradients"), and once up to the same (n, C, p) array of rows
-          √p_c ∇ log p_c that the kernel's rows are equivalent to ("rows").
+          √p_c ∇ log p_c that the kernel's rows are equivalent to ("rows"). "filling" is the floor:
+          writing one constant into a new array of the size of the kernel's result. Where the
+          kernel is near it, memory decides, and the ratio to torch.func shrinks with the batch.
 diagonals BackPACK's ``BatchDiagGGNExact`` (per example) and ``DiagGGNExact`` (data set), forward
           and backward pass included, their per-parameter results not joined.
 """
@@ -177,6 +179,7 @@ def comparisons(s: Setting, dtype: str) -> dict[str, tuple[Callable, Callable, f
     made: dict[str, tuple[Callable, Callable, float]] = {
         "rows / torch.func gradients": (rows, partial(func_gradients, s), found),
         "rows / torch.func rows": (rows, partial(func_rows, s), found),
+        "rows / filling an array": (rows, partial(np.full, rows().shape, 1, dtype), 0.0),
     }
     try:
         from backpack.extensions import BatchDiagGGNExact, DiagGGNExact
