@@ -92,7 +92,7 @@ class ModuleEngine:
             U = self._tensor(roots)
 
             def one(example: Any, root: torch.Tensor) -> torch.Tensor:
-                _, back = vjp(lambda q: self._call(q, _batch_of_one(example))[0], parameters)
+                back = vjp(lambda q: self._call(q, _batch_of_one(example))[0], parameters)[1]
                 (parts,) = vmap(back)(root)
                 return torch.cat([parts[n].reshape(len(root), -1) for n in self._names], dim=1)
 
@@ -103,16 +103,14 @@ class ModuleEngine:
         inputs = self._moved(inputs)
         with self._quiet(), torch.no_grad():
             tangents = unflatten(self._tensor(direction), self._sites)
-            _, moved = jvp(
-                lambda q: self._call(q, inputs), (self._parameters(),), (dict(tangents),)
-            )
-            return moved
+            parameters = self._parameters()
+            return jvp(lambda q: self._call(q, inputs), (parameters,), (dict(tangents),))[1]
 
     def vjp(self, inputs: Any, cotangents: Any) -> torch.Tensor:
         """Σ_i J_iᵀ u_i (p,): one reverse pass."""
         inputs = self._moved(inputs)
         with self._quiet():
-            _, back = vjp(lambda q: self._call(q, inputs), self._parameters())
+            back = vjp(lambda q: self._call(q, inputs), self._parameters())[1]
             (parts,) = back(self._tensor(cotangents))
             return torch.cat([parts[n].reshape(-1) for n in self._names]).detach()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..status import Callback, StepInfo
-from ..types import FloatArray
+from ..types import FloatArray, IntArray
 from .problem import Ledger
 
 
@@ -34,7 +34,7 @@ class History:
     residual: FloatArray
     products: FloatArray
     seconds: FloatArray
-    phase: FloatArray
+    phase: IntArray
     phases: tuple[str, ...]
 
     def __len__(self) -> int:

@@ -248,8 +248,9 @@ def batched(data: Any, size: int) -> tuple[Iterator[Any], int]:
     if size < 1:
         raise InvalidInputError(f"batch_size={size} was given; a whole number >= 1 is accepted.")
     if is_array_api_obj(data):
-        n = int(data.shape[0]) if data.ndim else 0
-        return (data[i : i + size] for i in range(0, n, size)), n
+        array: Array = data
+        n = int(array.shape[0]) if array.ndim else 0
+        return (array[i : i + size] for i in range(0, n, size)), n
     if isinstance(data, Iterable) and not isinstance(data, str | bytes):
         dataset = getattr(data, "dataset", data)
         return iter(data), len(dataset) if isinstance(dataset, Sized) else 0

@@ -179,7 +179,7 @@ class LowRankFishers:
         picked = np.asarray(examples)
         chosen = np.arange(len(self))[picked if picked.size else picked.astype(np.int64)]
         index = np.concatenate(
-            [np.arange(self.offsets[i], self.offsets[i + 1]) for i in chosen]
+            [np.arange(int(self.offsets[i]), int(self.offsets[i + 1])) for i in chosen]
             or [np.zeros(0, dtype=np.int64)]
         )
         return replace(

@@ -5,5 +5,10 @@ from .figures import bars as bars, curves as curves, figure_svg as figure_svg, h
 from .images import image_strip as image_strip, png as png
 from .markup import Html as Html, join as join, tag as tag
 from .page import Page as Page
-from .show import one_line as one_line, repr_html as repr_html, rich_panel as rich_panel
+from .show import (
+    framed as framed,
+    one_line as one_line,
+    repr_html as repr_html,
+    rich_panel as rich_panel,
+)
 from .tables import Column as Column, Table as Table

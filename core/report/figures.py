@@ -180,8 +180,9 @@ def curves(
         axes.grid(color=FAINT, linewidth=0.5, alpha=0.5)
         if len(series) > 1:
             # Above the axes, where no line can be.
-            place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0)}
-            axes.legend(fontsize=9, ncols=2, borderaxespad=0.2, **place)
+            axes.legend(
+                loc="lower left", bbox_to_anchor=(0.0, 1.0), fontsize=9, ncols=2, borderaxespad=0.2
+            )
 
     return figure_svg(draw, height=height, label=label)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from .markup import Content, Html, join, tag
+from .markup import Content, Html, tag
 from .page import STYLE
 from .tables import Cell, Column, Table
 
@@ -41,8 +41,12 @@ def repr_html(title: str, facts: Mapping[str, Cell], *pieces: Content) -> str:
     *pieces : Html or text
         ``figures.curves(...)``, ``Table.html()``, ...
     """
-    inner = join([facts_table(title, facts).html(), *pieces])
-    return tag("div", Html(f"<style>{scoped_style()}</style>"), inner, class_="fishertope").text
+    return framed(facts_table(title, facts).html(), *pieces)
+
+
+def framed(*pieces: Content) -> str:
+    """For ``_repr_html_``: pieces with the page's style, which stays inside their frame."""
+    return tag("div", Html(f"<style>{scoped_style()}</style>"), *pieces, class_="fishertope").text
 
 
 def rich_panel(title: str, facts: Mapping[str, Cell], *tables: Table) -> RenderableType:

@@ -1,5 +1,7 @@
 """Exact per-example Fishers against their definition."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -29,7 +31,7 @@ DIAGONAL = tolerance("diagonal_identity").relative
 
 def network(seed=0, sizes=(4, 6, 5, 3), activation="tanh"):
     rng = np.random.default_rng(seed)
-    pairs = list(zip(sizes, sizes[1:], strict=False))
+    pairs = list(itertools.pairwise(sizes))
     return DenseNetwork(
         [rng.normal(size=(b, a)) / np.sqrt(a) for a, b in pairs],
         [0.3 * rng.normal(size=b) for _, b in pairs],
@@ -129,7 +131,7 @@ def test_kl_is_half_the_fisher_quadratic_form(output):
             kl = output.kl(before, engine.predict(x))
         errors.append(np.abs(kl / epsilon**2 - form).max())
     assert errors[-1] <= 0.05 * form.max()
-    for larger, smaller in zip(errors, errors[1:], strict=False):
+    for larger, smaller in itertools.pairwise(errors):
         assert 1.7 <= larger / smaller <= 2.3
 
 
