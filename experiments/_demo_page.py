@@ -26,7 +26,7 @@ def demo_page(findings: DemoFindings) -> str:
         subtitle="Non-negative factorization of per-example Fishers, on scikit-learn's digits",
     )
     page.lead(findings.headline)
-    page.add(_first_cards(findings), _key_facts(findings))
+    page.add(first_cards(findings), _key_facts(findings))
     page.section("How this was found", *_method(findings))
     page.section("All components", *_all_components(findings))
     page.section("Which digits each component is about", *_digits(findings))
@@ -37,7 +37,8 @@ def demo_page(findings: DemoFindings) -> str:
     return page.render()
 
 
-def _first_cards(findings: DemoFindings) -> Html:
+def first_cards(findings: DemoFindings) -> Html:
+    """The components with the largest shares, each with its images and what moving does."""
     shown = range(min(FIRST, findings.settings.n_components))
     explanation = note(
         "Each card is one component with the six images in which it is strongest; under an image, "

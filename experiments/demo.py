@@ -18,7 +18,7 @@ import numpy as np
 from ..core.errors import BackendUnavailable, InvalidInputError
 from ..core.factorization import Factorization, LowRankNPEFF, factorize
 from ..core.fisher import LowRankFishers, per_example_fishers
-from ..core.report import Column, Table
+from ..core.report import Column, Table, framed, tag
 from ..core.storage import OutputFolder
 from ..core.types import Device
 from ._demo_effects import Effects, measure_effects
@@ -185,6 +185,12 @@ class DemoSummary:
             f"DemoSummary({f.meaning.n_aligned} of {f.settings.n_components} components named, "
             f"report={os.fspath(self.report)!r})"
         )
+
+    def _repr_html_(self) -> str:
+        from ._demo_page import first_cards
+
+        lead = tag("p", self.findings.headline, class_="lead")
+        return framed(lead, first_cards(self.findings), component_table(self.findings).html())
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group
