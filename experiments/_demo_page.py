@@ -256,6 +256,8 @@ def _mistakes(findings: DemoFindings) -> list[Html]:
     strength = np.asarray(findings.factorization.coefficients)
     strongest = strength.argmax(axis=1)
     n_wrong = int(answers.wrong.sum())
+    if n_wrong == 0:
+        return [paragraph(f"It is not: all {len(answers.truth)} answers are right.")]
     cards = []
     for c in sorted(meaning.components, key=lambda c: (c.wrong_by_chance, -c.n_wrong))[:6]:
         k = c.number - 1

@@ -128,19 +128,23 @@ class DemoFindings:
     @property
     def headline(self) -> str:
         """What was found, in two sentences."""
-        meaning, r = self.meaning, self.settings.n_components
-        pairs = [c for c in meaning.components if c.aligned and c.kind == "pair"]
-        others = meaning.n_aligned - len(pairs)
-        named = f"{others} match a digit, an answer or the mistakes"
+        kinds = [c.kind for c in self.meaning.components if c.aligned]
+        pairs = [c for c in self.meaning.components if c.pair is not None]
+        found = []
         if pairs:
-            named = (
-                f"{len(pairs)} are each a choice between two digits, such as "
-                f"“{pairs[0].question}”, and {others} more match a single digit"
-            )
+            example = f"a choice between two digits, such as “{pairs[0].question}”"
+            found.append(f"{len(pairs)} {_be(len(pairs))} {example}")
+        if single := kinds.count("digit") + kinds.count("answer"):
+            found.append(f"{single} {_be(single)} about a single digit")
+        if mistakes := kinds.count("mistakes"):
+            found.append(f"{mistakes} {_be(mistakes)} about the mistakes")
+        r = self.settings.n_components
+        named = ", and ".join(found) or "none match anything nameable"
+        plural = "s" if r > 1 else ""
         ratio = float(np.median(self.effects.ratios))
         return (
-            f"Of {r} components found in this digit reader without a label, {named}. Moving the "
-            "network along a component changes the answers to its own images "
+            f"Of {r} component{plural} found in this digit reader without a label, {named}. Moving "
+            "the network along a component changes the answers to its own images "
             f"{ratio:.0f} times as much as to others{self._example()}."
         )
 
@@ -339,7 +343,7 @@ def run_demo(
     from ._demo_page import demo_page
 
     folder = OutputFolder(
-        out, command="demo", settings=asdict(settings), overwrite=True, resume=False
+        out, command="demo", settings=asdict(settings), overwrite="same command", resume=False
     )
     with folder as writing:
         findings = find_out(settings, console=console)
@@ -357,6 +361,10 @@ def run_demo(
         writing.write_text("report.html", demo_page(findings))
         writing.finish(findings.results, seed=settings.seed, backend=findings.factorization.backend)
     return DemoSummary(findings=findings, folder=Path(out))
+
+
+def _be(count: int) -> str:
+    return "is" if count == 1 else "are each"
 
 
 def _load(settings: DemoSettings, rng: np.random.Generator) -> Digits:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from ..backend.threads import thread_facts
 from ..errors import (
@@ -66,7 +66,9 @@ class OutputFolder:
     settings : mapping
         Everything that decides the results; together with the version of fishertope it tells
         whether unfinished work may be resumed.
-    overwrite, resume : bool
+    overwrite : bool or "same command"
+        "same command": only results of the same ``command`` may be replaced.
+    resume : bool
 
     Raises
     ------
@@ -93,7 +95,7 @@ class OutputFolder:
         *,
         command: str,
         settings: Mapping[str, JSON],
-        overwrite: bool = False,
+        overwrite: bool | Literal["same command"] = False,
         resume: bool = True,
     ) -> None:
         # Resolved, so that the sibling lies on the same disk as the folder and not as a link to it.
@@ -102,7 +104,7 @@ class OutputFolder:
             raise InvalidInputError(f"{os.fspath(path)!r} was given; give the name of a folder.")
         self.working = self.path.with_name(f".{self.path.name}{PARTIAL_SUFFIX}")
         self._replaced = self.path.with_name(f".{self.path.name}.replaced")
-        self.overwrite = overwrite
+        self._overwrite = overwrite
         self.resume = resume
         self.resumed = False
         self._identity: dict[str, Any] = {
@@ -118,7 +120,7 @@ class OutputFolder:
         with explain_write(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._recover()
-            _check_final(self.path, overwrite=self.overwrite)
+            self._check_final()
             try:
                 self._open_working()
             except BaseException:
@@ -220,7 +222,7 @@ class OutputFolder:
 
     def _publish(self) -> None:
         """Rename the sibling to the final name; old results step aside and are then deleted."""
-        _check_final(self.path, overwrite=self.overwrite)
+        self._check_final()
         if self.path.is_dir() and any(self.path.iterdir()):
             os.rename(self.path, self._replaced)
         try:
@@ -231,6 +233,31 @@ class OutputFolder:
             raise
         sync_folder(self.path.parent)
         shutil.rmtree(self._replaced, ignore_errors=True)
+
+    def _check_final(self) -> None:
+        """Refuse a final name that may not be taken."""
+        path = self.path
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return
+        manifest = _manifest(path)
+        present = {n for n in _files(path) if PurePosixPath(n).name not in _FILE_MANAGERS}
+        added = sorted(present - set(manifest["files"]) - {MANIFEST})
+        if added:
+            raise ForeignFolderError(
+                f"{path} holds results of fishertope and also {_some(added)}, which would be "
+                "lost. Move these away, or choose another folder."
+            )
+        if not self._may_replace(manifest["command"]):
+            ask = "" if self._overwrite else ", or ask to overwrite them (--overwrite)"
+            raise ResultsExistError(
+                f"{path} holds finished results of {manifest['command']!r}. Choose another "
+                f"folder{ask}."
+            )
+
+    def _may_replace(self, command: Any) -> bool:
+        return self._overwrite is True or (
+            self._overwrite == "same command" and command == self._identity["command"]
+        )
 
     def _recover(self) -> None:
         """Undo or complete a replacement during which the process was killed."""
@@ -271,7 +298,7 @@ class OutputFolder:
         if known == self._identity and self.resume:
             self.resumed = True
             return
-        if known != self._identity and not self.overwrite:
+        if known != self._identity and not self._may_replace(known.get("command")):
             raise ResultsExistError(
                 f"{self.working} holds an unfinished run with other settings "
                 f"({_difference(known, self._identity)}). Run that again to resume it, or ask to "
@@ -345,25 +372,6 @@ def verify_folder(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{folder}: {'; '.join(bad)}. Restore the folder from a copy or compute it again."
         )
     return manifest
-
-
-def _check_final(path: Path, *, overwrite: bool) -> None:
-    """Refuse a final name that may not be taken."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    manifest = _manifest(path)
-    present = {n for n in _files(path) if PurePosixPath(n).name not in _FILE_MANAGERS}
-    added = sorted(present - set(manifest["files"]) - {MANIFEST})
-    if added:
-        raise ForeignFolderError(
-            f"{path} holds results of fishertope and also {_some(added)}, which would be lost. "
-            "Move these away, or choose another folder."
-        )
-    if not overwrite:
-        raise ResultsExistError(
-            f"{path} holds finished results of {manifest['command']!r}. Choose another folder, or "
-            "ask to overwrite them (--overwrite)."
-        )
 
 
 def _manifest(path: Path) -> dict[str, Any]:

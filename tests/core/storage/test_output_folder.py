@@ -21,7 +21,7 @@ from fishertope.core.errors import (
 from fishertope.core.storage import OutputFolder, load_arrays, read_json, verify_folder, write_json
 
 
-def run(path: Path, seed: int = 0, **options: bool) -> None:
+def run(path: Path, seed: int = 0, **options: object) -> None:
     with OutputFolder(path, command="test", settings={"seed": seed}, **options) as out:
         out.write_text("figures/note.txt", f"seed {seed}")
         out.save_arrays("x.safetensors", {"x": np.full(3, seed)}, kind="x")
@@ -126,6 +126,26 @@ def test_finished_results_are_replaced_only_when_asked(tmp_path: Path) -> None:
     run(folder, seed=2, overwrite=True)
     assert read_json(folder / "results.json")["results"] == {"seed twice": 4}
     assert names(tmp_path) == ["out"]
+
+
+def test_a_command_may_replace_only_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    run(folder, seed=1)
+    other = {"command": "other", "settings": {}, "overwrite": "same command"}
+    with (
+        pytest.raises(ResultsExistError, match=r"results of 'test'\. Choose another folder\.$"),
+        OutputFolder(folder, **other),
+    ):
+        pass
+    run(folder, seed=2, overwrite="same command")
+    assert read_json(folder / "results.json")["results"] == {"seed twice": 4}
+    with OutputFolder(tmp_path / "half", command="test", settings={}) as out:
+        out.write_text("a", "a")
+    with (
+        pytest.raises(ResultsExistError, match="unfinished"),
+        OutputFolder(tmp_path / "half", **other),
+    ):
+        pass
 
 
 def foreign_file(folder: Path) -> None:
@@ -259,9 +279,13 @@ with OutputFolder(folder, command="test", settings={"seed": 5}, overwrite=True) 
 """
 
 
-@pytest.mark.parametrize("old_results", [False, True])
+KILLED_AT = ("fsync:1", "replace:1", "replace:2", "replace:4", "replace:5", "rename:1", "rename:2")
+
+
 @pytest.mark.parametrize(
-    "place", ["fsync:1", "replace:1", "replace:2", "replace:4", "replace:5", "rename:1", "rename:2"]
+    ("place", "old_results"),
+    # There is one rename when nothing is replaced.
+    [(p, old) for old in (False, True) for p in KILLED_AT if old or p != "rename:2"],
 )
 def test_killed_anywhere_leaves_old_or_new_and_can_be_run_again(
     tmp_path: Path, place: str, old_results: bool
@@ -269,8 +293,6 @@ def test_killed_anywhere_leaves_old_or_new_and_can_be_run_again(
     folder = tmp_path / "out"
     if old_results:
         run(folder, seed=1)
-    elif place == "rename:2":
-        pytest.skip("there is one rename when nothing is replaced")
     before = tree(folder) if old_results else {}
     command = [sys.executable, "-c", SCRIPT, str(folder)]
     killed = subprocess.run([*command, place], check=False, timeout=60)
