@@ -99,7 +99,7 @@ def _key_facts(findings: DemoFindings) -> Html:
         {
             "of the answers are right on images that it never saw": f"{accuracy:.1%}",
             "of the Fishers' squared norm explained": f"{1 - f.relative_loss:.0%}",
-            "components named (shuffled labels: hardly ever one)": (
+            "components named (with shuffled labels: none, in 95 % of shuffles)": (
                 f"{meaning.n_aligned} of {f.n_components}"
             ),
             "of the misread images are strongest in the very choice that went wrong "
