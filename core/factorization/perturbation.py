@@ -19,6 +19,7 @@ import numpy as np
 
 from ..backend import to_backend, to_numpy
 from ..backend.registry import registered_backends
+from ..display import Shown
 from ..errors import InvalidInputError
 from ..model import ModelEngine, engine_for
 from ..model.sites import Site
@@ -184,7 +185,7 @@ def _as(template: Array, values: FloatArray) -> Array:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PerturbationReport:
+class PerturbationReport(Shown):
     """Effects of moving along components; axis 0 runs over the components asked for.
 
     Attributes

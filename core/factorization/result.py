@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import BackendChoice, Kernel, enter, like, to_numpy
+from ..display import Shown
 from ..errors import CorruptFileError, InvalidInputError
 from ..fisher.per_example import LowRankFishers
 from ..model.sites import Site
@@ -24,7 +25,7 @@ KIND = "lowrank-factorization"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Factorization:
+class Factorization(Shown):
     """F_i/‖F_i‖_F ≈ Σ_k W_ik g_k g_kᵀ.
 
     Attributes
@@ -205,7 +206,8 @@ class Factorization:
             W, G, norms = (arrays[k] for k in ("coefficients", "components", "norms"))
             if W.ndim != 2 or G.ndim != 2 or W.shape[1] != len(G) or norms.shape != (len(W),):
                 raise ValueError(f"shapes {W.shape}, {G.shape} and {norms.shape} do not fit")
-            names = ("loss", "total", "residual", "kkt", "products", "backend", "seed", "facts")
+            names = ("backend", "seed", "facts")
+            numbers = ("loss", "total", "residual", "kkt", "products")
             return cls(
                 coefficients=W,
                 components=G,
@@ -215,6 +217,7 @@ class Factorization:
                 status=Status(facts["status"]),
                 history=history,
                 **{name: facts[name] for name in names},
+                **{name: float(facts[name]) for name in numbers},
             )
         except (KeyError, TypeError, ValueError) as exc:
             raise CorruptFileError(

@@ -14,13 +14,14 @@ from array_api_compat import array_namespace
 
 from ..backend import like, to_numpy
 from ..backend.guard import check_finite
+from ..display import Shown
 from ..errors import InvalidInputError
 from ..model.sites import Site
 from ..types import Array, FloatArray, IntArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LowRankFishers:
+class LowRankFishers(Shown):
     """F_i = A_iᵀA_i, kept as the rows A_i of all examples one after another.
 
     Attributes
@@ -195,7 +196,7 @@ class LowRankFishers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class DiagonalFishers:
+class DiagonalFishers(Shown):
     """f_i = diag F(x_i), one non-negative row an example.
 
     Attributes

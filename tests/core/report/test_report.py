@@ -267,3 +267,35 @@ def test_show() -> None:
 
 def test_html_shows_itself() -> None:
     assert str(Html("<b>x</b>")) == Html("<b>x</b>")._repr_html_() == "<b>x</b>"
+
+
+def test_results_show_themselves_in_notebooks_and_terminals():
+    from io import StringIO
+
+    from rich.console import Console
+
+    from fishertope.core.factorization import LowRankNPEFF, factorize, perturbation_report
+    from fishertope.core.fisher import per_example_fishers
+    from fishertope.core.model import DenseNetwork
+
+    rng = np.random.default_rng(0)
+    net = DenseNetwork([rng.normal(size=(3, 4))], [np.zeros(3)])
+    x = rng.normal(size=(30, 4))
+    fishers = per_example_fishers(net, x)
+    found = factorize(fishers, LowRankNPEFF(2), on_failure="return")
+    report = perturbation_report(net, found, x, magnitude=0.1, n_top=5)
+    diagonal = per_example_fishers(net, x, kind="diagonal")
+    for result, words in (
+        (fishers, "rows an example"),
+        (diagonal, "median trace"),
+        (found, "share of Fisher mass"),
+        (report, "KL-ratio"),
+    ):
+        assert "\n" not in repr(result)
+        page = result._repr_html_()
+        assert words in page
+        assert "<script" not in page
+        shown = StringIO()
+        Console(width=120, file=shown).print(result)
+        assert words in shown.getvalue()
+    assert "<svg" in found._repr_html_()
