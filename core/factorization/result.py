@@ -206,8 +206,10 @@ class Factorization(Shown):
             W, G, norms = (arrays[k] for k in ("coefficients", "components", "norms"))
             if W.ndim != 2 or G.ndim != 2 or W.shape[1] != len(G) or norms.shape != (len(W),):
                 raise ValueError(f"shapes {W.shape}, {G.shape} and {norms.shape} do not fit")
-            names = ("backend", "seed", "facts")
+            values: dict[str, Any] = {name: facts[name] for name in ("backend", "seed", "facts")}
+            # Infinite numbers are text in JSON.
             numbers = ("loss", "total", "residual", "kkt", "products")
+            values |= {name: float(facts[name]) for name in numbers}
             return cls(
                 coefficients=W,
                 components=G,
@@ -216,8 +218,7 @@ class Factorization(Shown):
                 method=method,
                 status=Status(facts["status"]),
                 history=history,
-                **{name: facts[name] for name in names},
-                **{name: float(facts[name]) for name in numbers},
+                **values,
             )
         except (KeyError, TypeError, ValueError) as exc:
             raise CorruptFileError(
