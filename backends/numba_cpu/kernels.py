@@ -27,6 +27,7 @@ from ._fisher_kernels import (
     write_softmax_roots,
     write_square_sums,
 )
+from ._sparse_kernels import columns_times, rows_times
 from ._split import split
 from ._zonotope_kernels import positive_sums, write_signs
 
@@ -309,6 +310,31 @@ def _products(generators: FloatArray, directions: FloatArray) -> Iterator[tuple[
         yield block, _matmul(directions[block], generators.T)
 
 
+def sparse_products(
+    entries: FloatArray, columns: IntArray, offsets: IntArray, factor: FloatArray
+) -> FloatArray:
+    """X Y (n, r), in the dtype of the inputs."""
+    out = np.empty((len(offsets) - 1, factor.shape[1]), dtype=factor.dtype)
+    matrix = _ready(entries), _ready(columns), _ready(offsets)
+    split(rows_times, len(out), *matrix, _ready(factor), out, work=len(entries) * out.shape[1])
+    return out
+
+
+def sparse_pullback(
+    entries: FloatArray,
+    columns: IntArray,
+    offsets: IntArray,
+    factor: FloatArray,
+    *,
+    n_columns: int,
+) -> FloatArray:
+    """Xᵀ W (p, r), without a transposed copy of X; columns must ascend within each row."""
+    out = np.empty((n_columns, factor.shape[1]), dtype=factor.dtype)
+    matrix = _ready(entries), _ready(columns), _ready(offsets)
+    split(columns_times, n_columns, *matrix, _ready(factor), out, work=len(entries) * out.shape[1])
+    return out
+
+
 KERNELS: dict[Kernel, Callable[..., Any]] = {
     Kernel.DENSE_FISHER_ROWS: dense_fisher_rows,
     Kernel.DENSE_FISHER_DIAGONAL: dense_fisher_diagonal,
@@ -317,6 +343,8 @@ KERNELS: dict[Kernel, Callable[..., Any]] = {
     Kernel.LOWRANK_PULLBACK: lowrank_pullback,
     Kernel.LOWRANK_LINE: lowrank_line,
     Kernel.NNLS_GRAM: nnls_gram,
+    Kernel.SPARSE_PRODUCTS: sparse_products,
+    Kernel.SPARSE_PULLBACK: sparse_pullback,
     Kernel.ZONOTOPE_SUPPORT: zonotope_support,
     Kernel.SIGN_PATTERNS: sign_patterns,
 }

@@ -225,6 +225,32 @@ def nnls_gram(
     return w.astype(start.dtype)
 
 
+def sparse_products(
+    entries: FloatArray, columns: IntArray, offsets: IntArray, factor: FloatArray
+) -> FloatArray:
+    """X Y (n, r): row i is the sum of x_ij times row j of Y over the entries of row i."""
+    out = np.zeros((len(offsets) - 1, factor.shape[1]), dtype=factor.dtype)
+    for i in range(len(out)):
+        row = slice(offsets[i], offsets[i + 1])
+        out[i] = entries[row] @ factor[columns[row]]
+    return out
+
+
+def sparse_pullback(
+    entries: FloatArray,
+    columns: IntArray,
+    offsets: IntArray,
+    factor: FloatArray,
+    *,
+    n_columns: int,
+) -> FloatArray:
+    """Xᵀ W (p, r): every entry x_ij adds x_ij times row i of W to row j."""
+    out = np.zeros((n_columns, factor.shape[1]), dtype=factor.dtype)
+    repeated = np.repeat(factor, np.diff(offsets), axis=0)
+    np.add.at(out, columns, entries[:, None] * repeated)
+    return out
+
+
 def zonotope_support(generators: FloatArray, directions: FloatArray) -> FloatArray:
     """h_Z(w) = Σ_i max(x_i·w, 0) (k,) for every direction w; the sum runs in float64."""
     products = directions @ generators.T
@@ -244,6 +270,8 @@ KERNELS: dict[Kernel, Callable[..., Any]] = {
     Kernel.LOWRANK_PULLBACK: lowrank_pullback,
     Kernel.LOWRANK_LINE: lowrank_line,
     Kernel.NNLS_GRAM: nnls_gram,
+    Kernel.SPARSE_PRODUCTS: sparse_products,
+    Kernel.SPARSE_PULLBACK: sparse_pullback,
     Kernel.ZONOTOPE_SUPPORT: zonotope_support,
     Kernel.SIGN_PATTERNS: sign_patterns,
 }

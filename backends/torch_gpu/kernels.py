@@ -187,6 +187,28 @@ def nnls_gram(
 
 
 @torch.no_grad()
+def sparse_products(entries: Tensor, columns: Tensor, offsets: Tensor, factor: Tensor) -> Tensor:
+    """X Y (n, r)."""
+    return _segment_sums(entries[:, None] * factor[columns], offsets)
+
+
+@torch.no_grad()
+def sparse_pullback(
+    entries: Tensor, columns: Tensor, offsets: Tensor, factor: Tensor, *, n_columns: int
+) -> Tensor:
+    """Xᵀ W (p, r), by sorting the entries by column."""
+    rows = torch.repeat_interleave(
+        torch.arange(factor.shape[0], device=factor.device),
+        offsets.diff(),
+        output_size=entries.shape[0],
+    )
+    order = torch.argsort(columns, stable=True)
+    counts = torch.bincount(columns, minlength=n_columns)
+    bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return _segment_sums(entries[order, None] * factor[rows[order]], bounds)
+
+
+@torch.no_grad()
 def zonotope_support(generators: Tensor, directions: Tensor) -> Tensor:
     """h_Z(w) = Σ_i max(x_i·w, 0) (k,)."""
     return torch.cat([p.clamp_(min=0).sum(dim=1) for p in _products(generators, directions)])
@@ -213,6 +235,8 @@ KERNELS: dict[Kernel, Callable[..., Any]] = {
     Kernel.LOWRANK_PULLBACK: lowrank_pullback,
     Kernel.LOWRANK_LINE: lowrank_line,
     Kernel.NNLS_GRAM: nnls_gram,
+    Kernel.SPARSE_PRODUCTS: sparse_products,
+    Kernel.SPARSE_PULLBACK: sparse_pullback,
     Kernel.ZONOTOPE_SUPPORT: zonotope_support,
     Kernel.SIGN_PATTERNS: sign_patterns,
 }

@@ -58,7 +58,8 @@ def check_call(
         if argument.integer:
             if dtype != "int64":
                 raise ArrayTypeError(f"{where}: dtype {dtype} was given; int64 is taken.")
-            check_offsets(where, array, sizes)
+            if not argument.below:
+                check_offsets(where, array, sizes)
             continue
         if dtype not in backend.info.dtypes:
             raise ArrayTypeError(
@@ -73,6 +74,10 @@ def check_call(
                 f"{kernel} was given {sizes[name][1]!r} with {name} = 0; at least one is needed."
             )
     check_options(kernel, arrays, options)
+    for argument, array in zip(spec.arguments, arrays, strict=True):
+        if argument.below:
+            end = sizes[argument.below][0] if argument.below in sizes else options[argument.below]
+            check_indices(f"{kernel}, argument {argument.name!r}", array, end)
     if len({dtype_name(a) for _, a in floats}) > 1:
         given = ", ".join(f"{g.name}: {dtype_name(a)}" for g, a in floats)
         raise ArrayTypeError(f"{kernel} was given mixed dtypes ({given}); give all the same one.")
@@ -112,6 +117,15 @@ def check_offsets(where: str, offsets: Any, sizes: dict[str, tuple[int, str]]) -
         raise InvalidInputError(
             f"{where}: offsets must start at 0, never decrease and end at the number of rows "
             f"({rows}); these run from {int(offsets[0])} to {last}."
+        )
+
+
+def check_indices(where: str, indices: Any, end: int) -> None:
+    """Indices lie in [0, end)."""
+    if indices.shape[0] and (int(indices.min()) < 0 or int(indices.max()) >= end):
+        raise InvalidInputError(
+            f"{where}: indices from {int(indices.min())} to {int(indices.max())} were given; "
+            f"0 to {end - 1} are accepted."
         )
 
 

@@ -19,6 +19,8 @@ class Kernel(StrEnum):
     LOWRANK_PULLBACK = "lowrank_pullback"
     LOWRANK_LINE = "lowrank_line"
     NNLS_GRAM = "nnls_gram"
+    SPARSE_PRODUCTS = "sparse_products"
+    SPARSE_PULLBACK = "sparse_pullback"
     ZONOTOPE_SUPPORT = "zonotope_support"
     SIGN_PATTERNS = "sign_patterns"
 
@@ -30,11 +32,15 @@ class Kernel(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One array argument: its name, its shape in words, and whether it holds integers."""
+    """One array argument: its name, its shape in words, and whether it holds integers.
+
+    Integers are offsets into the rows, or, with ``below``, indices in [0, size of ``below``).
+    """
 
     name: str
     shape: str
     integer: bool = False
+    below: str = ""
     nonnegative: bool = False
 
 
@@ -156,6 +162,32 @@ SPECS: dict[Kernel, KernelSpec] = {
         options=("sweeps", "tol"),
         returns=("n r",),
         source="Cichocki & Phan 2009 (HALS); Gillis & Glineur 2012",
+    ),
+    Kernel.SPARSE_PRODUCTS: KernelSpec(
+        interface="factorization",
+        formula="X Y for sparse X (n, p) in compressed rows, columns ascending, and Y (p, r)",
+        arguments=(
+            Argument("entries", "h"),
+            Argument("columns", "h", integer=True, below="p"),
+            Argument("offsets", "n+1", integer=True),
+            Argument("factor", "p r"),
+        ),
+        returns=("n r",),
+        source=_NPEFF,
+    ),
+    Kernel.SPARSE_PULLBACK: KernelSpec(
+        interface="factorization",
+        formula="Xᵀ W for sparse X (n, p) in compressed rows, columns ascending, and W (n, r)",
+        arguments=(
+            Argument("entries", "h"),
+            Argument("columns", "h", integer=True, below="n_columns"),
+            Argument("offsets", "n+1", integer=True),
+            Argument("factor", "n r"),
+        ),
+        options=("n_columns",),
+        required=("n_columns",),
+        returns=("p r",),
+        source=_NPEFF,
     ),
     Kernel.ZONOTOPE_SUPPORT: KernelSpec(
         interface="zonotope",

@@ -69,6 +69,7 @@ _ACCEPTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "activation": (f"one of {', '.join(ACTIVATIONS)}", lambda v: v in ACTIVATIONS),
     "output": (f"one of {', '.join(OUTPUTS)}", lambda v: v in OUTPUTS),
     "reduced": ("True or False", lambda v: isinstance(v, bool)),
+    "n_columns": ("a whole number >= 0", lambda v: _is_count(v, 0)),
     "sweeps": ("a whole number >= 0", lambda v: _is_count(v, 0)),
     "tol": (
         "a number >= 0",

@@ -110,6 +110,19 @@ def _nnls(run: Run, problem: Problem) -> Iterator[Pair]:
     yield "the loss does not rise", 1 + rise / scale, np.ones_like(rise)
 
 
+def _sparse(run: Run, problem: Problem) -> Iterator[Pair]:
+    kernel, (entries, columns, offsets, factor) = problem.kernel, problem.arrays
+    options = problem.options
+    out = run(kernel, entries, columns, offsets, factor, **options)
+    yield "entries doubled", run(kernel, 2 * entries, columns, offsets, factor, **options), 2 * out
+    turned = run(kernel, entries, columns, offsets, factor[:, ::-1].copy(), **options)
+    yield "components turned round", turned, out[:, ::-1]
+    # ⟨XY, W⟩ = ⟨Y, XᵀW⟩
+    if kernel is Kernel.SPARSE_PRODUCTS:
+        back = run(Kernel.SPARSE_PULLBACK, entries, columns, offsets, out, n_columns=len(factor))
+        yield "adjoint", np.sum(out * out)[None], np.sum(factor * back)[None]
+
+
 def _support(run: Run, problem: Problem) -> Iterator[Pair]:
     kernel, (generators, directions) = problem.kernel, problem.arrays
     out = run(kernel, generators, directions)
@@ -158,6 +171,8 @@ _RELATIONS: dict[Kernel, Callable[[Run, Problem], Iterator[Pair]]] = {
     Kernel.LOWRANK_PULLBACK: _pullback,
     Kernel.LOWRANK_LINE: _line,
     Kernel.NNLS_GRAM: _nnls,
+    Kernel.SPARSE_PRODUCTS: _sparse,
+    Kernel.SPARSE_PULLBACK: _sparse,
     Kernel.ZONOTOPE_SUPPORT: _support,
     Kernel.SIGN_PATTERNS: _signs,
 }

@@ -141,6 +141,26 @@ def _nnls(rng: np.random.Generator) -> Iterator[_Made]:
             yield "two equal components", (gram, targets, rng.random((n, r + 1))), options
 
 
+def _sparse(rng: np.random.Generator, *, transposed: bool) -> Iterator[_Made]:
+    cases: tuple[tuple[str, tuple[int, ...], int, int], ...] = (
+        ("ordinary", (2, 3, 1, 4), 6, 3),
+        ("with empty rows", (0, 2, 0, 3, 0), 5, 2),
+        ("full rows", (4, 4, 4), 4, 3),
+        ("no row", (), 4, 2),
+        ("one row", (3,), 5, 2),
+        ("one column", (1, 0, 1), 1, 2),
+        ("no component", (1, 2), 3, 0),
+        ("large", (40,) * 300, 500, 32),
+    )
+    for name, counts, p, r in cases:
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        picked = [np.sort(rng.choice(p, size=k, replace=False)) for k in counts]
+        columns = np.concatenate([np.zeros(0), *picked]).astype(np.int64)
+        factor = rng.random((len(counts) if transposed else p, r))
+        options = {"n_columns": p} if transposed else {}
+        yield name, (rng.random(len(columns)), columns, offsets, factor), options
+
+
 _ZONOTOPE_SIZES = (
     (9, 3, 5),
     (9, 1, 5),
@@ -176,6 +196,8 @@ _MAKERS: dict[Kernel, Callable[[np.random.Generator], Iterator[_Made]]] = {
     Kernel.LOWRANK_PULLBACK: _pullback,
     Kernel.LOWRANK_LINE: _line,
     Kernel.NNLS_GRAM: _nnls,
+    Kernel.SPARSE_PRODUCTS: lambda rng: _sparse(rng, transposed=False),
+    Kernel.SPARSE_PULLBACK: lambda rng: _sparse(rng, transposed=True),
     Kernel.ZONOTOPE_SUPPORT: _zonotope,
     Kernel.SIGN_PATTERNS: _signs,
 }
