@@ -127,7 +127,7 @@ def compare(seed, options, console):
                 fishers,
                 method,
                 # Nothing below the best loss of the other solver is needed to know the arrival.
-                callback=lambda info: info.loss <= 1.002 * pals.loss,
+                callback=lambda info: info.loss <= 1.005 * pals.loss,
                 **settings,
             )
         if np.isfinite(run.loss):

@@ -3,7 +3,7 @@
 from .compare import matched_cosines as matched_cosines
 from .factorize import factorize as factorize
 from .history import History as History
-from .method import LowRankNPEFF as LowRankNPEFF
+from .method import DiagonalNPEFF as DiagonalNPEFF, LowRankNPEFF as LowRankNPEFF
 from .perturbation import (
     PerturbationReport as PerturbationReport,
     component_direction as component_direction,

@@ -8,12 +8,13 @@ import numpy as np
 
 from ..backend import BackendChoice, Kernel, enter, thread_facts, to_numpy
 from ..errors import ConvergenceWarning, InvalidInputError, SolveFailedError
-from ..fisher.per_example import LowRankFishers
+from ..fisher.per_example import DiagonalFishers, LowRankFishers, is_sparse
 from ..status import Callback, Status
 from ..types import Array, Device, Seed
 from .compress import Compression, gram_compression, worthwhile
+from .diagonal import DiagonalProblem, solve_diagonal
 from .history import Recorder
-from .method import LowRankNPEFF
+from .method import DiagonalNPEFF, LowRankNPEFF
 from .mu_gd import solve_mu_gd
 from .objective import kkt_residual
 from .pals import Point, evaluate, lower_coefficients
@@ -29,8 +30,8 @@ Init = tuple[Array, Array]
 
 
 def factorize(
-    fishers: LowRankFishers,
-    method: LowRankNPEFF,
+    fishers: LowRankFishers | DiagonalFishers,
+    method: LowRankNPEFF | DiagonalNPEFF,
     *,
     seed: Seed = 0,
     backend: BackendChoice = "auto",
@@ -39,24 +40,26 @@ def factorize(
     callback: Callback | None = None,
     on_failure: str = "warn",
 ) -> Factorization:
-    """Decompose per-example Fishers: F_i ≈ Σ_k W_ik g_k g_kᵀ with W ≥ 0.
+    """Decompose per-example Fishers into non-negative sums of shared components.
 
-    Minimises Σ_i ‖F_i/‖F_i‖_F − Σ_k W_ik g_k g_kᵀ‖²_F (``method.normalize=False`` drops the
-    normalisation) over W ≥ 0 (n, r) and G (r, m), where F_i = A_iᵀA_i is given by its rows.
+    ``LowRankNPEFF``: Σ_i ‖F_i/‖F_i‖_F − Σ_k W_ik g_k g_kᵀ‖²_F over W ≥ 0 (n, r) and G (r, m), where
+    F_i = A_iᵀA_i is given by its rows. ``DiagonalNPEFF``: Σ_i ‖f_i/‖f_i‖₂ − Σ_k W_ik h_k‖² over
+    W, H ≥ 0. ``method.normalize=False`` drops the normalisation.
 
     Parameters
     ----------
-    fishers : LowRankFishers
-        n Fishers with h rows in all and m columns, float32 or float64.
-    method : LowRankNPEFF
-        Number of components, solver and its options.
+    fishers : LowRankFishers or DiagonalFishers
+        n Fishers with m columns, float32 or float64; diagonals may be sparse.
+    method : LowRankNPEFF or DiagonalNPEFF
+        Number of components, solver and its options; of the same kind as the Fishers.
     seed : int or numpy.random.Generator
         For the starts; the same draws whatever the backend.
     backend, device
         See :func:`select_backend`. Rows are converted once; results come back as the caller's
         kind of array.
     init : (W, G) or Factorization, optional
-        Begin here instead of at the method's own starts: W (n, r) ≥ 0 and G (r, m).
+        Begin here instead of at the method's own starts: W (n, r) ≥ 0 and G (r, m) (for
+        diagonals H ≥ 0).
     callback : callable, optional
         Gets a :class:`StepInfo` after each step; returning ``True`` stops.
     on_failure : {"warn", "raise", "return"}
@@ -66,7 +69,8 @@ def factorize(
     Returns
     -------
     Factorization
-        With unit-norm components ordered by Σ_i W_ik, sign fixed by the largest entry.
+        With unit-norm components ordered by Σ_i W_ik, sign fixed by the largest entry
+        (low rank).
 
     Raises
     ------
@@ -96,6 +100,32 @@ def factorize(
     """
     _check(fishers, method, on_failure)
     rng = np.random.default_rng(seed)
+    if isinstance(method, DiagonalNPEFF):
+        result = _diagonal(fishers, method, rng, backend, device, init, callback)
+    else:
+        result = _low_rank(fishers, method, rng, backend, device, init, callback)
+    result = result.replace(
+        seed=seed if isinstance(seed, int) else None,
+        facts={"threads": thread_facts(), "fishers": dict(fishers.facts)},
+    )
+    _report_failure(result, on_failure)
+    return result
+
+
+def _low_rank(
+    fishers: LowRankFishers | DiagonalFishers,
+    method: LowRankNPEFF,
+    rng: np.random.Generator,
+    backend: BackendChoice,
+    device: Device,
+    init: Init | Factorization | None,
+    callback: Callback | None,
+) -> Factorization:
+    if not isinstance(fishers, LowRankFishers):
+        raise InvalidInputError(
+            f"{fishers} were given; LowRankNPEFF takes LowRankFishers. Make them with "
+            "per_example_fishers(model, data), or use DiagonalNPEFF."
+        )
     door = enter(fishers.rows, backend=backend, device=device, kernel=Kernel.LOWRANK_PRODUCTS)
     problem = LowRankProblem.from_fishers(
         fishers,
@@ -104,7 +134,9 @@ def factorize(
         backend=door.backend,
         device=device,
     )
-    start = None if init is None else _checked_init(init, fishers, method, problem)
+    start = None
+    if init is not None:
+        start = _checked_init(init, (len(fishers), fishers.n_columns), method, problem)
     record = Recorder(ledger=problem.ledger, total=problem.total, callback=callback)
     small: Compression | None = None
     if method.compress == "gram" or (
@@ -119,7 +151,7 @@ def factorize(
     point, gradient = _finish(inside, point, method, status)
     G = point.G if small is None else small.lift(point.G)
     W, G = gauge_fixed(to_numpy(point.W), to_numpy(G))
-    result = Factorization(
+    return Factorization(
         coefficients=door.out(W),
         components=door.out(G),
         norms=fishers.norms,
@@ -129,15 +161,60 @@ def factorize(
         loss=point.loss,
         total=problem.total,
         residual=gradient,
-        kkt=kkt_residual(point.W, point.N, point.S),
+        kkt=kkt_residual(point.W, point.N, point.S**2),
         history=record.history(),
         products=problem.ledger.products,
         backend=door.backend.name,
-        seed=seed if isinstance(seed, int) else None,
-        facts={"threads": thread_facts(), "fishers": dict(fishers.facts)},
+        seed=None,
     )
-    _report_failure(result, on_failure)
-    return result
+
+
+def _diagonal(
+    fishers: LowRankFishers | DiagonalFishers,
+    method: DiagonalNPEFF,
+    rng: np.random.Generator,
+    backend: BackendChoice,
+    device: Device,
+    init: Init | Factorization | None,
+    callback: Callback | None,
+) -> Factorization:
+    if not isinstance(fishers, DiagonalFishers):
+        raise InvalidInputError(
+            f"{fishers} were given; DiagonalNPEFF takes DiagonalFishers. Make them with "
+            "per_example_fishers(model, data, kind='diagonal'), or use LowRankNPEFF."
+        )
+    values = fishers.values.data if is_sparse(fishers.values) else fishers.values
+    door = enter(values, backend=backend, device=device, kernel=Kernel.NNLS_GRAM)
+    problem = DiagonalProblem.from_fishers(
+        fishers,
+        n_components=method.n_components,
+        normalize=method.normalize,
+        backend=door.backend,
+        device=device,
+    )
+    start = None
+    if init is not None:
+        start = _checked_init(init, problem.shape, method, problem)
+    record = Recorder(ledger=problem.ledger, total=problem.total, callback=callback)
+    W, Ht, loss, kkt, status = solve_diagonal(problem, method, rng, record, start)
+    W, H = gauge_fixed(to_numpy(W), to_numpy(Ht).T, power=1)
+    norms = fishers.norms()
+    return Factorization(
+        coefficients=door.out(W),
+        components=door.out(H),
+        norms=norms,
+        sites=fishers.sites,
+        method=method,
+        status=status,
+        loss=loss,
+        total=problem.total,
+        residual=kkt,
+        kkt=kkt,
+        history=record.history(),
+        products=problem.ledger.products,
+        backend=door.backend.name,
+        seed=None,
+    )
 
 
 def _finish(
@@ -150,21 +227,27 @@ def _finish(
     return point, residuals(problem, point)
 
 
-def _check(fishers: LowRankFishers, method: LowRankNPEFF, on_failure: str) -> None:
-    if not isinstance(fishers, LowRankFishers):
+def _check(
+    fishers: LowRankFishers | DiagonalFishers,
+    method: LowRankNPEFF | DiagonalNPEFF,
+    on_failure: str,
+) -> None:
+    if not isinstance(fishers, LowRankFishers | DiagonalFishers):
         raise InvalidInputError(
-            f"A {type(fishers).__name__} was given; LowRankFishers are taken by LowRankNPEFF. Make "
-            "them with per_example_fishers(model, data) or LowRankFishers.from_rows(rows)."
+            f"A {type(fishers).__name__} was given; LowRankFishers or DiagonalFishers are taken. "
+            "Make them with per_example_fishers(model, data) or LowRankFishers.from_rows(rows)."
         )
-    if not isinstance(method, LowRankNPEFF):
+    if not isinstance(method, LowRankNPEFF | DiagonalNPEFF):
         raise InvalidInputError(
-            f"method={method!r} was given; LowRankNPEFF(n_components) is accepted."
+            f"method={method!r} was given; LowRankNPEFF(n_components) or "
+            "DiagonalNPEFF(n_components) is accepted."
         )
     if on_failure not in ON_FAILURE:
         raise InvalidInputError(
             f"on_failure={on_failure!r} was given; accepted: {', '.join(ON_FAILURE)}."
         )
-    if not len(fishers) or not fishers.rows.shape[0] or not fishers.n_columns:
+    content = fishers.rows if isinstance(fishers, LowRankFishers) else fishers.values
+    if not len(fishers) or 0 in content.shape:
         raise InvalidInputError(
             f"{fishers} has nothing to factorize; give at least one example with one row."
         )
@@ -172,12 +255,13 @@ def _check(fishers: LowRankFishers, method: LowRankNPEFF, on_failure: str) -> No
 
 def _checked_init(
     init: Init | Factorization,
-    fishers: LowRankFishers,
-    method: LowRankNPEFF,
-    problem: LowRankProblem,
+    shape: tuple[int, int],
+    method: LowRankNPEFF | DiagonalNPEFF,
+    problem: LowRankProblem | DiagonalProblem,
 ) -> Init:
     W, G = (init.coefficients, init.components) if isinstance(init, Factorization) else init
-    wanted = (len(fishers), method.n_components), (method.n_components, fishers.n_columns)
+    n, m = shape
+    wanted = (n, method.n_components), (method.n_components, m)
     if (tuple(W.shape), tuple(G.shape)) != wanted:
         raise InvalidInputError(
             f"init has W {tuple(W.shape)} and G {tuple(G.shape)}; these Fishers and this method "
@@ -186,14 +270,17 @@ def _checked_init(
     W, G = problem.array(W), problem.array(G)
     xp = problem.xp
     finite = bool(xp.all(xp.isfinite(W))) and bool(xp.all(xp.isfinite(G)))
-    if not finite or bool(xp.any(W < 0)):
-        raise InvalidInputError("init must be finite, and its W non-negative.")
+    negative = bool(xp.any(W < 0)) or (isinstance(method, DiagonalNPEFF) and bool(xp.any(G < 0)))
+    if not finite or negative:
+        raise InvalidInputError("init must be finite, and its W (and H) non-negative.")
     return W, G
 
 
 def _report_failure(result: Factorization, on_failure: str) -> None:
-    ended_as_asked = result.method.solver == "mu-gd" and result.status is Status.MAX_STEPS
-    if result.status in (Status.CONVERGED, Status.STOPPED) or ended_as_asked:
+    fixed_steps = result.method.solver in ("mu-gd", "mu")
+    if result.status in (Status.CONVERGED, Status.STOPPED) or (
+        fixed_steps and result.status is Status.MAX_STEPS
+    ):
         return
     text = (
         f"factorize ended with {str(result.status)!r}: {result.status.message} Relative gradient "

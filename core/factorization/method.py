@@ -8,6 +8,8 @@ from typing import ClassVar
 from ..errors import InvalidInputError
 
 SOLVERS = ("pals", "mu-gd")
+DIAGONAL_SOLVERS = ("hals", "mu")
+STARTS = ("nndsvd", "random")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,29 +76,102 @@ class LowRankNPEFF:
     references: ClassVar[tuple[str, ...]] = ("arXiv:2310.04649",)
 
     def __post_init__(self) -> None:
-        whole = {
-            "n_components": (self.n_components, 1),
-            "n_starts": (self.n_starts, 1),
-            "max_steps": (self.max_steps, 1),
-            "sweeps": (self.sweeps, 1),
-            "components_only_steps": (self.components_only_steps, 0),
-        }
-        for name, (number, least) in whole.items():
-            if not isinstance(number, int) or isinstance(number, bool) or number < least:
-                raise InvalidInputError(
-                    f"{name}={number!r} was given; a whole number >= {least} is accepted."
-                )
-        for name, value, accepted in (
-            ("solver", self.solver, SOLVERS),
-            ("compress", self.compress, ("auto", "gram", "none")),
-        ):
-            if value not in accepted:
-                raise InvalidInputError(
-                    f"{name}={value!r} was given; accepted: {', '.join(accepted)}."
-                )
-        if not self.tol >= 0.0:
-            raise InvalidInputError(f"tol={self.tol!r} was given; a number >= 0 is accepted.")
+        _check_counts(
+            n_components=(self.n_components, 1),
+            n_starts=(self.n_starts, 1),
+            max_steps=(self.max_steps, 1),
+            sweeps=(self.sweeps, 1),
+            components_only_steps=(self.components_only_steps, 0),
+        )
+        _check_choice("solver", self.solver, SOLVERS)
+        _check_choice("compress", self.compress, ("auto", "gram", "none"))
+        _check_at_least_zero(tol=self.tol)
         if not self.step_size > 0.0:
             raise InvalidInputError(
                 f"step_size={self.step_size!r} was given; a number > 0 is accepted."
             )
+
+
+@dataclass(frozen=True, slots=True)
+class DiagonalNPEFF:
+    """f_i ≈ Σ_k W_ik h_k with W, H ≥ 0: non-negative factorization of diagonal Fishers.
+
+    Attributes
+    ----------
+    n_components : int
+        r.
+    solver : {"hals", "mu"}
+        "hals": coordinate descent with several sweeps a data product; "mu": multiplicative
+        updates.
+    normalize : bool
+        Divide each f_i by its L2 norm, so that every example counts alike.
+    start : {"nndsvd", "random"}
+        From the leading singular pairs, or uniform random.
+    max_steps : int
+        Most steps; a step takes the products XHᵀ and XᵀW.
+    tol : float
+        Converged when a step lowers L by less than ``tol``·‖X‖².
+    sweeps : int
+        ("hals") Coordinate-descent sweeps over W and over H a step.
+    l1_coefficients, l1_components : float
+        λ_W and λ_H: penalties 2λ_W ΣW and 2λ_H ΣH that make the factors sparse.
+
+    Raises
+    ------
+    InvalidInputError
+        If an option is out of range.
+
+    References
+    ----------
+    Matena & Raffel 2023, arXiv:2310.04649.
+
+    Examples
+    --------
+    >>> DiagonalNPEFF(8).solver
+    'hals'
+    """
+
+    n_components: int
+    solver: str = "hals"
+    normalize: bool = True
+    start: str = "nndsvd"
+    max_steps: int = 500
+    tol: float = 1e-7
+    sweeps: int = 4
+    l1_coefficients: float = 0.0
+    l1_components: float = 0.0
+
+    references: ClassVar[tuple[str, ...]] = ("arXiv:2310.04649",)
+
+    def __post_init__(self) -> None:
+        _check_counts(
+            n_components=(self.n_components, 1),
+            max_steps=(self.max_steps, 1),
+            sweeps=(self.sweeps, 1),
+        )
+        _check_choice("solver", self.solver, DIAGONAL_SOLVERS)
+        _check_choice("start", self.start, STARTS)
+        _check_at_least_zero(
+            tol=self.tol,
+            l1_coefficients=self.l1_coefficients,
+            l1_components=self.l1_components,
+        )
+
+
+def _check_counts(**given: tuple[int, int]) -> None:
+    for name, (number, least) in given.items():
+        if not isinstance(number, int) or isinstance(number, bool) or number < least:
+            raise InvalidInputError(
+                f"{name}={number!r} was given; a whole number >= {least} is accepted."
+            )
+
+
+def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise InvalidInputError(f"{name}={value!r} was given; accepted: {', '.join(accepted)}.")
+
+
+def _check_at_least_zero(**given: float) -> None:
+    for name, value in given.items():
+        if not value >= 0.0:
+            raise InvalidInputError(f"{name}={value!r} was given; a number >= 0 is accepted.")

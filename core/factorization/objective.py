@@ -99,14 +99,14 @@ def minimise_quartic(c: FloatArray) -> tuple[float, float]:
     return best_t, float(c[0]) + best
 
 
-def kkt_residual(W: Array, N: Array, S: Array) -> float:
-    """How far W is from optimal for fixed G, relative to the size of the targets N.
+def kkt_residual(W: Array, N: Array, H: Array) -> float:
+    """How far W is from optimal for fixed Gram H and targets N, relative to the size of N.
 
-    max(max|W∘∇_W|/max W, −min ∇_W) / (2 max|N|): zero exactly when W ≥ 0, ∇_W ≥ 0 and
-    W∘∇_W = 0.
+    With ∇ = 2(WH − N): max(max|W∘∇|/max W, −min ∇) / (2 max|N|), which is zero exactly when W ≥ 0,
+    ∇ ≥ 0 and W∘∇ = 0.
     """
     xp = array_namespace(W)
-    gradient = coefficient_gradient(W, N, S)
+    gradient = 2.0 * (xp.matmul(W, xp.astype(H, W.dtype)) - N)
     top = float(xp.max(W)) if W.shape[0] else 0.0
     size = 2.0 * float(xp.max(xp.abs(N))) if W.shape[0] else 0.0
     if top == 0.0 or size == 0.0:

@@ -9,24 +9,27 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import BackendChoice, Kernel, enter, like, to_numpy
+from ..backend import BackendChoice, to_numpy
 from ..display import Shown
 from ..errors import CorruptFileError, InvalidInputError
-from ..fisher.per_example import LowRankFishers
+from ..fisher.per_example import DiagonalFishers, LowRankFishers
 from ..model.sites import Site
 from ..status import Status
 from ..storage.arrays import load_arrays, save_arrays
 from ..types import Array, Device, FloatArray, IntArray, NumpyArray
 from .history import History
-from .method import LowRankNPEFF
-from .objective import gram
+from .method import DiagonalNPEFF, LowRankNPEFF
 
-KIND = "lowrank-factorization"
+KIND = "factorization"
+METHODS: dict[str, type[LowRankNPEFF] | type[DiagonalNPEFF]] = {
+    "LowRankNPEFF": LowRankNPEFF,
+    "DiagonalNPEFF": DiagonalNPEFF,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Factorization(Shown):
-    """F_i/‖F_i‖_F ≈ Σ_k W_ik g_k g_kᵀ.
+    """F_i/‖F_i‖_F ≈ Σ_k W_ik g_k g_kᵀ, or for diagonals f_i/‖f_i‖₂ ≈ Σ_k W_ik h_k.
 
     Attributes
     ----------
@@ -38,7 +41,7 @@ class Factorization(Shown):
         ν_i = ‖F_i‖_F of the Fishers before normalisation.
     sites : tuple of Site
         The parameters behind the columns of G.
-    method : LowRankNPEFF
+    method : LowRankNPEFF or DiagonalNPEFF
     status : Status
     loss, total : float
         L and T = Σ_i ‖F_i/ν_i‖²_F of the kept rows; ``relative_loss`` is their ratio.
@@ -57,7 +60,7 @@ class Factorization(Shown):
     components: Array
     norms: FloatArray
     sites: tuple[Site, ...]
-    method: LowRankNPEFF
+    method: LowRankNPEFF | DiagonalNPEFF
     status: Status
     loss: float
     total: float
@@ -86,8 +89,13 @@ class Factorization(Shown):
 
     @property
     def shares(self) -> FloatArray:
-        """Share of the explained Fisher mass (r,): Σ_i W_ik / Σ_il W_il, since tr g_kg_kᵀ = 1."""
+        """Share of the explained Fisher mass (r,).
+
+        Σ_i W_ik tr(g_kg_kᵀ) = Σ_i W_ik over the sum of all; for diagonals Σ_i W_ik Σ_j h_kj.
+        """
         mass = to_numpy(self.coefficients).sum(axis=0, dtype=np.float64)
+        if isinstance(self.method, DiagonalNPEFF):
+            mass = mass * to_numpy(self.components).sum(axis=1, dtype=np.float64)
         whole = mass.sum()
         return np.asarray(mass / whole if whole > 0 else mass)
 
@@ -119,7 +127,7 @@ class Factorization(Shown):
 
     def transform(
         self,
-        fishers: LowRankFishers,
+        fishers: LowRankFishers | DiagonalFishers,
         *,
         backend: BackendChoice = "auto",
         device: Device = None,
@@ -129,8 +137,8 @@ class Factorization(Shown):
 
         Parameters
         ----------
-        fishers : LowRankFishers
-            With the same columns; normalised as the fitted ones were.
+        fishers : LowRankFishers or DiagonalFishers
+            Of the fitted kind, with the same columns; normalised as the fitted ones were.
         tol : float
             Coordinate descent stops when no coefficient of an example moves by more than this
             share of its largest.
@@ -140,21 +148,25 @@ class Factorization(Shown):
         array (n', r) ≥ 0
             Zero for examples whose Fisher is zero. One data product.
         """
+        diagonal = isinstance(self.method, DiagonalNPEFF)
+        if isinstance(fishers, DiagonalFishers) is not diagonal:
+            kind = "DiagonalFishers" if diagonal else "LowRankFishers"
+            raise InvalidInputError(f"{fishers} were given; this factorization takes {kind}.")
         if fishers.n_columns != self.components.shape[1]:
             raise InvalidInputError(
                 f"Fishers with {fishers.n_columns} columns were given; these components have "
                 f"{self.components.shape[1]}. Use the same parameters and the same reduction."
             )
-        used = fishers.normalized() if self.method.normalize else fishers
-        door = enter(used.rows, backend=backend, device=device, kernel=Kernel.NNLS_GRAM)
-        rows = door.arrays[0]
-        xp = door.backend.xp
-        G = xp.astype(like(self.components, rows), rows.dtype)
-        offsets = like(used.offsets, rows)
-        _, N = door.backend.raw(Kernel.LOWRANK_PRODUCTS)(rows, offsets, G)
-        H = xp.astype(gram(G) ** 2, rows.dtype)
-        W = door.backend.raw(Kernel.NNLS_GRAM)(H, N, xp.zeros_like(N), sweeps=20_000, tol=tol)
-        return door.out(W)
+        from .transform import new_coefficients
+
+        return new_coefficients(
+            fishers,
+            self.components,
+            normalize=self.method.normalize,
+            backend=backend,
+            device=device,
+            tol=tol,
+        )
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write one safetensors file, atomically: arrays, history, method, provenance."""
@@ -171,6 +183,7 @@ class Factorization(Shown):
         names = ("loss", "total", "residual", "kkt", "products", "backend", "seed")
         facts: dict[str, Any] = {name: getattr(self, name) for name in names}
         facts |= {
+            "kind": type(self.method).__name__,
             "method": asdict(self.method),
             "status": str(self.status),
             "phases": list(self.history.phases),
@@ -202,7 +215,7 @@ class Factorization(Shown):
             sites = tuple(
                 Site(s["name"], tuple(s["shape"]), s["start"], s["stop"]) for s in facts["sites"]
             )
-            method = LowRankNPEFF(**facts["method"])
+            method = METHODS[facts["kind"]](**facts["method"])
             W, G, norms = (arrays[k] for k in ("coefficients", "components", "norms"))
             if W.ndim != 2 or G.ndim != 2 or W.shape[1] != len(G) or norms.shape != (len(W),):
                 raise ValueError(f"shapes {W.shape}, {G.shape} and {norms.shape} do not fit")
@@ -238,16 +251,17 @@ class Factorization(Shown):
         )
 
 
-def gauge_fixed(W: NumpyArray, G: NumpyArray) -> tuple[NumpyArray, NumpyArray]:
+def gauge_fixed(W: NumpyArray, G: NumpyArray, *, power: int = 2) -> tuple[NumpyArray, NumpyArray]:
     """(W, G) with unit-norm g_k, positive largest entries, and Σ_i W_ik in decreasing order.
 
-    (W_k, g_k) and (W_k/s², ±s g_k) describe the same component; this fixes the choice. Components
-    with g_k = 0 or W_k = 0 come last, and their coefficients are zero.
+    (W_k, g_k) and (W_k/s², ±s g_k) describe the same component (with ``power`` = 1, of diagonals,
+    (W_k/s, s h_k)); this fixes the choice. Components with g_k = 0 come last, with zero
+    coefficients.
     """
     norms = np.linalg.norm(G.astype(np.float64), axis=1)
     live = norms > 0
     scale = np.where(live, norms, 1.0)
-    W = W.astype(np.float64) * np.where(live, norms**2, 0.0)
+    W = W.astype(np.float64) * np.where(live, norms**power, 0.0)
     G = G / scale[:, None].astype(G.dtype)
     largest = np.take_along_axis(G, np.abs(G).argmax(axis=1)[:, None], axis=1)
     G = G * np.where(largest < 0, -1, 1).astype(G.dtype)

@@ -167,7 +167,7 @@ def refine(
         before = point.loss
         full = replace(point, G=problem.xp.matmul(point.G, space.basis))
         D, residual = newton_direction(problem, full)
-        kkt = kkt_residual(point.W, point.N, point.S)
+        kkt = kkt_residual(point.W, point.N, point.S**2)
         if max(residual, kkt) <= method.tol:
             return space, point, Status.CONVERGED
         space, point = grow(problem, space, point, D, method.n_components)
@@ -227,4 +227,4 @@ def residuals(problem: LowRankProblem, point: Point) -> float:
     gradient = component_gradient(point.W, point.G, point.S, pullback)
     size = 4.0 * inner(pullback, pullback) ** 0.5
     relative = inner(gradient, gradient) ** 0.5 / size if size > 0 else 0.0
-    return max(relative, kkt_residual(point.W, point.N, point.S))
+    return max(relative, kkt_residual(point.W, point.N, point.S**2))

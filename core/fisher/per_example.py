@@ -202,6 +202,7 @@ class DiagonalFishers(Shown):
     Attributes
     ----------
     values : array (n, p), float32 or float64, ≥ 0
+        Dense, of any library, or ``scipy.sparse`` in compressed rows.
     sites : tuple of Site
     facts : mapping
 
@@ -221,8 +222,14 @@ class DiagonalFishers(Shown):
                 f"values of shape {tuple(getattr(self.values, 'shape', ()))} were given; (n, p) "
                 "is taken."
             )
-        xp = array_namespace(self.values)
-        check_finite("DiagonalFishers, values", self.values, xp, nonnegative=True)
+        values = self.values.data if is_sparse(self.values) else self.values
+        xp = array_namespace(values)
+        check_finite("DiagonalFishers, values", values, xp, nonnegative=True)
+        if self.sites and self.sites[-1].stop != self.values.shape[1]:
+            raise InvalidInputError(
+                f"values have {self.values.shape[1]} columns, but the sites hold "
+                f"{self.sites[-1].stop} parameters."
+            )
 
     def __len__(self) -> int:
         return int(self.values.shape[0])
@@ -231,13 +238,41 @@ class DiagonalFishers(Shown):
         dtype = str(self.values.dtype).rsplit(".", 1)[-1]
         return f"DiagonalFishers(n={len(self)}, parameters={self.values.shape[1]}, {dtype})"
 
+    @property
+    def n_columns(self) -> int:
+        """Number of columns."""
+        return int(self.values.shape[1])
+
+    def norms(self) -> FloatArray:
+        """‖f_i‖₂ (n,) in float64."""
+        if is_sparse(self.values):
+            squares = self.values.multiply(self.values)
+            return np.asarray(np.sqrt(squares.sum(axis=1, dtype=np.float64))).reshape(-1)
+        return np.asarray(np.linalg.norm(to_numpy(self.values).astype(np.float64), axis=1))
+
     def traces(self) -> FloatArray:
         """Tr F_i = Σ_j f_ij (n,) in float64."""
+        if is_sparse(self.values):
+            return np.asarray(self.values.sum(axis=1, dtype=np.float64)).reshape(-1)
         return np.asarray(to_numpy(self.values).sum(1, dtype=np.float64))
+
+
+def is_sparse(x: Any) -> bool:
+    """Whether ``x`` is a ``scipy.sparse`` array in compressed rows, told without importing it."""
+    return type(x).__module__.startswith("scipy.sparse") and getattr(x, "format", "") == "csr"
+
+
+def sparse_parts(x: Any) -> tuple[FloatArray, IntArray, IntArray]:
+    """Entries, columns and offsets of compressed rows, columns ascending within each row."""
+    if not x.has_sorted_indices:
+        x = x.sorted_indices()
+    return x.data, x.indices.astype(np.int64), x.indptr.astype(np.int64)
 
 
 # Below this norm an example's Fisher counts as zero: dividing by it would only amplify rounding.
 TINY = 1e-24
+# Float64 copies of rows are made at most this many bytes at a time.
+CHUNK_BYTES = 16 << 20
 
 
 def segment_sum(values: FloatArray, offsets: IntArray) -> FloatArray:
@@ -255,7 +290,20 @@ def frobenius_norms(rows: Array, offsets: IntArray) -> FloatArray:
     Cost: Σρ_i² m flops; nothing m×m is formed.
     """
     norms = np.zeros(len(offsets) - 1)
-    for i in range(len(norms)):
-        block = to_numpy(rows[int(offsets[i]) : int(offsets[i + 1])]).astype(np.float64, copy=False)
-        norms[i] = np.linalg.norm(block @ block.T)
+    ranks = np.diff(offsets)
+    if isinstance(rows, np.ndarray) or not len(norms) or ranks.min() != ranks.max():
+        for i in range(len(norms)):
+            block = to_numpy(rows[int(offsets[i]) : int(offsets[i + 1])])
+            block = block.astype(np.float64, copy=False)
+            norms[i] = np.linalg.norm(block @ block.T)
+        return norms
+    # Many examples at a time where the rows are: on a GPU each way back costs a wait.
+    xp = array_namespace(rows)
+    k, m = int(ranks[0]), int(rows.shape[1])
+    size = max(1, CHUNK_BYTES // max(1, 8 * k * m))
+    for start in range(0, len(norms), size):
+        stop = min(start + size, len(norms))
+        A = xp.reshape(xp.astype(rows[start * k : stop * k], xp.float64), (stop - start, k, m))
+        grams = xp.matmul(A, xp.permute_dims(A, (0, 2, 1)))
+        norms[start:stop] = to_numpy(xp.sqrt(xp.sum(grams * grams, axis=(1, 2))))
     return norms

@@ -17,6 +17,7 @@ from .core.backend import (
     to_numpy as to_numpy,
 )
 from .core.factorization import (
+    DiagonalNPEFF as DiagonalNPEFF,
     Factorization as Factorization,
     LowRankNPEFF as LowRankNPEFF,
     PerturbationReport as PerturbationReport,
@@ -50,6 +51,7 @@ __all__ = [
     "Categorical",
     "DenseNetwork",
     "DiagonalFishers",
+    "DiagonalNPEFF",
     "ExactLabels",
     "Factorization",
     "Gaussian",

@@ -134,10 +134,10 @@ def test_a_file_whose_facts_do_not_fit_is_refused(result, tmp_path):
 
     path = tmp_path / "npeff"
     result.save(path)
-    arrays, facts = load_arrays(path, kind="lowrank-factorization")
+    arrays, facts = load_arrays(path, kind="factorization")
     facts = json.loads(json.dumps(facts))
     facts["method"]["n_components"] = -3
-    save_arrays(path, arrays, facts, kind="lowrank-factorization")
+    save_arrays(path, arrays, facts, kind="factorization")
     with pytest.raises(CorruptFileError, match="n_components"):
         Factorization.load(path)
 
