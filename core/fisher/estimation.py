@@ -84,7 +84,8 @@ def per_example_fishers(
     EngineNotFound
         No engine for this type of model.
     InvalidInputError
-        Wrong input shapes, NaN, no data, no parameter of that name.
+        Wrong input shapes, NaN, no data, no parameter of that name, something else than a label
+        rule, or an engine together with another ``output`` than its own.
 
     Notes
     -----
@@ -102,12 +103,18 @@ def per_example_fishers(
     rule: LabelRule = ExactLabels() if labels is None else labels
     if kind not in KINDS:
         raise InvalidInputError(f"kind={kind!r} was given; accepted: {', '.join(KINDS)}.")
+    if isinstance(rule, type) or not isinstance(rule, LabelRule):
+        raise InvalidInputError(
+            f"labels={labels!r} was given; a label rule such as ExactLabels() is accepted, or an "
+            "object with the methods of fishertope.core.fisher.LabelRule. The data's own labels "
+            "play no part in the Fisher."
+        )
     engine: ModelEngine = engine_for(model, output=output)
     columns, sites = choose_parameters(engine.sites, params)
     source = _RowSource(engine, rule, np.random.default_rng(seed), backend, device)
     make = source.diagonal if kind == "diagonal" else source.low_rank
     parts: list[Any] = []
-    batches, total = batched(data, batch_size or _default_batch(engine))
+    batches, total = batched(data, _default_batch(engine) if batch_size is None else batch_size)
     done = 0
     for batch in batches:
         part = make(batch)
@@ -231,7 +238,12 @@ def choose_parameters(
     if callable(params):
         chosen = [s for s in sites if params(s.name)]
     else:
-        patterns = [params] if isinstance(params, str) else list(params)
+        patterns = [params] if isinstance(params, str) else params
+        if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
+            raise InvalidInputError(
+                f"params={params!r} was given; a name or glob pattern, a list of them, or a "
+                "function of the name is accepted."
+            )
         chosen = [s for s in sites if any(fnmatchcase(s.name, p) for p in patterns)]
     if not chosen:
         names = ", ".join(s.name for s in sites[:12]) + (", ..." if len(sites) > 12 else "")
@@ -245,8 +257,8 @@ def choose_parameters(
 
 def batched(data: Any, size: int) -> tuple[Iterator[Any], int]:
     """Batches of an array, or the batches of an iterable as they are, and how many examples."""
-    if size < 1:
-        raise InvalidInputError(f"batch_size={size} was given; a whole number >= 1 is accepted.")
+    if not isinstance(size, int) or size < 1:
+        raise InvalidInputError(f"batch_size={size!r} was given; a whole number >= 1 is accepted.")
     if is_array_api_obj(data):
         array: Array = data
         n = int(array.shape[0]) if array.ndim else 0

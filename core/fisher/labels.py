@@ -80,8 +80,10 @@ class ExactLabels:
     min_prob: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.top is not None and self.top < 1:
-            raise InvalidInputError(f"top={self.top} was given; None or a number >= 1 is accepted.")
+        if self.top is not None and not (isinstance(self.top, int) and self.top >= 1):
+            raise InvalidInputError(
+                f"top={self.top!r} was given; None or a whole number >= 1 is accepted."
+            )
         if not 0.0 <= self.min_prob < 1.0:
             raise InvalidInputError(
                 f"min_prob={self.min_prob} was given; a number in [0, 1) is accepted."

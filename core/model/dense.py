@@ -11,9 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from array_api_compat import array_namespace
+import numpy as np
+from array_api_compat import array_namespace, device, is_array_api_obj
 
-from ..errors import InvalidInputError
+from ..backend import like
+from ..backend.guard import check_finite, dtype_name
+from ..errors import ArrayTypeError, InvalidInputError
 from ..types import Array
 from .outputs import Bernoulli, Categorical, Gaussian, OutputDistribution
 from .sites import Site, sites_of, unflatten
@@ -28,7 +31,8 @@ class DenseNetwork:
     Attributes
     ----------
     weights : sequence of arrays (d_out, d_in)
-        W_1, ..., W_L of one library, dtype and device.
+        W_1, ..., W_L, float32 or float64, of one library, dtype and device; kept as a tuple of
+        the arrays themselves, not of copies.
     biases : sequence of arrays (d_out,)
         b_1, ..., b_L.
     activation : {"relu", "tanh", "identity"}
@@ -36,8 +40,10 @@ class DenseNetwork:
 
     Raises
     ------
+    ArrayTypeError
+        Something else than arrays, or arrays of several libraries, dtypes or devices.
     InvalidInputError
-        Shapes that do not chain, or an activation that is not known.
+        Shapes that do not chain, NaN or infinite entries, or an activation that is not known.
 
     Examples
     --------
@@ -60,6 +66,9 @@ class DenseNetwork:
                 f"{len(self.weights)} weights and {len(self.biases)} biases were given; one of "
                 "each for every layer, and at least one layer, is taken."
             )
+        object.__setattr__(self, "weights", tuple(self.weights))
+        object.__setattr__(self, "biases", tuple(self.biases))
+        _check_one_kind((*self.weights, *self.biases))
         width = int(self.weights[0].shape[1]) if self.weights[0].ndim == 2 else -1
         for number, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
             if W.ndim != 2 or tuple(b.shape) != (W.shape[0],) or W.shape[1] != width:
@@ -68,11 +77,32 @@ class DenseNetwork:
                     f"(d_out, {width if width >= 0 else 'd_in'}) and (d_out,) are taken."
                 )
             width = int(W.shape[0])
+        xp = array_namespace(*self.weights)
+        for number, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+            check_finite(f"DenseNetwork, weight of layer {number}", W, xp)
+            check_finite(f"DenseNetwork, bias of layer {number}", b, xp)
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """(d_0, d_1, ..., d_L)."""
         return (int(self.weights[0].shape[1]), *(int(W.shape[0]) for W in self.weights))
+
+
+def _check_one_kind(arrays: Sequence[Array]) -> None:
+    """Refuse what is not arrays of one library, one floating dtype and one device."""
+    for x in arrays:
+        if not is_array_api_obj(x):
+            raise ArrayTypeError(
+                f"A {type(x).__name__} was given as a weight or bias; arrays of NumPy or torch are "
+                "taken. Use numpy.asarray(x, dtype=float) first."
+            )
+    kinds = {(type(x).__module__.split(".")[0], dtype_name(x), str(device(x))) for x in arrays}
+    if len(kinds) > 1 or next(iter(kinds))[1] not in ("float32", "float64"):
+        given = "; ".join(" ".join(kind) for kind in sorted(kinds))
+        raise ArrayTypeError(
+            f"Weights and biases of these kinds were given: {given}. All float32 or all float64, "
+            "of one library and on one device, are taken. Convert them first."
+        )
 
 
 class DenseEngine:
@@ -86,7 +116,7 @@ class DenseEngine:
     """
 
     def __init__(self, network: DenseNetwork, *, output: OutputDistribution | None = None) -> None:
-        self.network = network
+        self.network = _without_gradients(network)
         self._output = Categorical() if output is None else output
         shapes: dict[str, tuple[int, ...]] = {}
         for number, (W, b) in enumerate(zip(network.weights, network.biases, strict=True)):
@@ -117,12 +147,13 @@ class DenseEngine:
 
     def predict(self, inputs: Array) -> Array:
         """Outputs z (n, C)."""
-        return self._forward(self.checked(inputs))[1]
+        return self._trace(self.checked(inputs))[1]
 
     def rows(self, inputs: Array, roots: Array) -> Array:
         """Rows U_i J_i (n, k, p) for roots U (n, k, C); nothing larger is formed."""
         xp = self._xp
         activations, _, slopes = self._trace(self.checked(inputs))
+        roots = self._own("roots", roots, (len(activations[0]), None, self.network.sizes[-1]))
         n, k = int(roots.shape[0]), int(roots.shape[1])
         delta, blocks = roots, []
         for layer in range(len(self.network.weights) - 1, -1, -1):
@@ -136,6 +167,7 @@ class DenseEngine:
 
     def jvp(self, inputs: Array, direction: Array) -> Array:
         """J_i δ (n, C) for δ (p,)."""
+        direction = self._own("direction", direction, (self.n_parameters,))
         parts = unflatten(direction, self._sites)
         activations, _, slopes = self._trace(self.checked(inputs))
         tangent = None
@@ -151,7 +183,8 @@ class DenseEngine:
         """Σ_i J_iᵀ u_i (p,) for u (n, C)."""
         xp = self._xp
         activations, _, slopes = self._trace(self.checked(inputs))
-        delta, blocks = cotangents, []
+        shape = (len(activations[0]), self.network.sizes[-1])
+        delta, blocks = self._own("cotangents", cotangents, shape), []
         for layer in range(len(self.network.weights) - 1, -1, -1):
             blocks += [xp.sum(delta, axis=0), xp.reshape(delta.T @ activations[layer], (-1,))]
             if layer:
@@ -160,14 +193,26 @@ class DenseEngine:
 
     @contextmanager
     def patch(self, delta: Array) -> Iterator[None]:
-        """θ + δ inside the block, in place; the original θ, bit for bit, on every exit."""
-        parts = unflatten(delta, self._sites)
+        """θ + δ inside the block, in place; the original θ, bit for bit, on every exit.
+
+        Raises
+        ------
+        InvalidInputError
+            If δ has another length, or the weights are read-only.
+        """
+        parts = unflatten(self._own("delta", delta, (self.n_parameters,)), self._sites)
         xp = self._xp
         arrays = self._arrays()
+        for site, x in zip(self._sites, arrays, strict=True):
+            if isinstance(x, np.ndarray) and not x.flags.writeable:
+                raise InvalidInputError(
+                    f"{site.name!r} is a read-only array, and a patch moves the parameters in "
+                    "place. Make the DenseNetwork of copies (numpy.array(x))."
+                )
         before = [xp.asarray(x, copy=True) for x in arrays]
         try:
             for site, x in zip(self._sites, arrays, strict=True):
-                x[...] = x + xp.astype(parts[site.name], x.dtype)
+                x[...] = x + parts[site.name]
             yield
         finally:
             for x, kept in zip(arrays, before, strict=True):
@@ -189,22 +234,32 @@ class DenseEngine:
         InvalidInputError
             Wrong shape, NaN or infinite entries.
         """
-        width = self.network.sizes[0]
-        if getattr(inputs, "ndim", None) != 2 or inputs.shape[1] != width:
-            raise InvalidInputError(
-                f"Inputs of shape {tuple(getattr(inputs, 'shape', ()))} were given; (n, {width}) "
-                "is taken by this network."
-            )
-        xp = self._xp
-        like = self.network.weights[0]
-        x = xp.asarray(inputs, dtype=like.dtype, device=like.device)
-        if not bool(xp.all(xp.isfinite(x))):
-            raise InvalidInputError("The inputs hold NaN or infinite entries; drop or fill them.")
-        return x
+        return self._own("inputs", inputs, (None, self.network.sizes[0]))
 
-    def _forward(self, x: Array) -> tuple[list[Array], Array]:
-        activations, z, _ = self._trace(x)
-        return activations, z
+    def _own(self, what: str, x: Array, shape: tuple[int | None, ...]) -> Array:
+        """``x`` in the network's library, dtype and device; finite, and of the shape taken."""
+        given = tuple(getattr(x, "shape", ()))
+        fits = len(given) == len(shape) and all(
+            want in (None, got) for got, want in zip(given, shape, strict=True)
+        )
+        if not is_array_api_obj(x) or not fits:
+            named = zip("nk", shape, strict=False)
+            wanted = ", ".join(name if size is None else str(size) for name, size in named)
+            wanted = ", ".join([wanted, *map(str, shape[2:])])
+            raise InvalidInputError(
+                f"{what} of type {type(x).__name__} and shape {given} were given; an array of "
+                f"shape ({wanted}{',' if len(shape) == 1 else ''}) is taken."
+            )
+        if not array_namespace(x).isdtype(x.dtype, ("bool", "integral", "real floating")):
+            raise InvalidInputError(
+                f"{what} of dtype {x.dtype} were given; real numbers are taken."
+            )
+        xp, own = self._xp, self.network.weights[0]
+        x = like(x.detach() if hasattr(x, "detach") else x, own)
+        x = xp.asarray(x, dtype=own.dtype, device=device(own))
+        if not bool(xp.all(xp.isfinite(x))):
+            raise InvalidInputError(f"The {what} hold NaN or infinite entries; drop or fill them.")
+        return x
 
     def _trace(self, x: Array) -> tuple[list[Array], Array, list[Array]]:
         """Inputs of every layer, the outputs, and φ' of every hidden layer."""
@@ -226,6 +281,17 @@ class DenseEngine:
             activations.append(a)
             slopes.append(slope)
         raise InvalidInputError("A network without layers was given.")
+
+
+def _without_gradients(network: DenseNetwork) -> DenseNetwork:
+    """The same memory seen without torch's recording, which forbids changes in place."""
+    if not any(getattr(x, "requires_grad", False) for x in (*network.weights, *network.biases)):
+        return network
+    return DenseNetwork(
+        [W.detach() for W in network.weights],
+        [b.detach() for b in network.biases],
+        network.activation,
+    )
 
 
 def engine_from_sklearn(model: Any, *, output: OutputDistribution | None = None) -> DenseEngine:

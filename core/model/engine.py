@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
-from ..errors import EngineNotFound
+from ..errors import EngineNotFound, InvalidInputError
 from ..types import Array
 from .outputs import OutputDistribution
 from .sites import Site
@@ -88,8 +88,16 @@ def engine_for(model: Any, *, output: OutputDistribution | None = None, **option
     ------
     EngineNotFound
         If no engine is registered for the type; the message lists those that are.
+    InvalidInputError
+        If an engine is given together with an output distribution or options that it has not.
     """
     if isinstance(model, ModelEngine):
+        if options or (output is not None and output != model.output):
+            raise InvalidInputError(
+                f"An engine with {model.output!r} was given together with output={output!r}"
+                f"{''.join(f', {name}={value!r}' for name, value in options.items())}; an engine "
+                "has its own. Make the engine with these, or give the model itself."
+            )
         return model
     for cls in type(model).__mro__:
         target = _ENGINES.get((cls.__module__, cls.__qualname__))

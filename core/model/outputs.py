@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from ..errors import InvalidInputError
 from ..types import Array
@@ -26,6 +26,14 @@ class OutputDistribution(Protocol):
 
     def log_prob(self, z: Array, y: Array) -> Array:
         """Log p(y_i | z_i) (n,)."""
+        ...
+
+    def score(self, z: Array, y: Array) -> Array:
+        """∇_z log p(y_i | z_i) (n, C)."""
+        ...
+
+    def mode(self, z: Array) -> Array:
+        """The likeliest y_i, as :meth:`log_prob` takes it; int64 where y is a label."""
         ...
 
     def kl(self, z: Array, z_other: Array) -> Array:
@@ -50,7 +58,7 @@ class Categorical:
         p = xp.exp(self.log_probs(z))
         s = xp.sqrt(p)
         n_classes = z.shape[-1]
-        eye = xp.eye(n_classes, dtype=z.dtype, device=z.device)
+        eye = xp.eye(n_classes, dtype=z.dtype, device=device(z))
         # Row c of Lᵀ: √p_c (e_c − p).
         root = s[:, :, None] * (eye[None] - p[:, None, :])
         if not reduced:
@@ -73,6 +81,16 @@ class Categorical:
         xp = array_namespace(z)
         return xp.take_along_axis(self.log_probs(z), y[:, None], axis=-1)[:, 0]
 
+    def score(self, z: Array, y: Array) -> Array:
+        """Rows e_{y_i} − p_i (n, C)."""
+        xp = array_namespace(z)
+        classes = xp.arange(z.shape[-1], dtype=y.dtype, device=device(z))
+        return xp.astype(y[:, None] == classes[None, :], z.dtype) - xp.exp(self.log_probs(z))
+
+    def mode(self, z: Array) -> Array:
+        """The likeliest class (n,)."""
+        return array_namespace(z).argmax(z, axis=-1)
+
     def kl(self, z: Array, z_other: Array) -> Array:
         """KL(softmax z_i ‖ softmax z_other_i) (n,)."""
         xp = array_namespace(z)
@@ -93,7 +111,7 @@ class Bernoulli:
         """Matrices diag √(p(1 − p)) for each example (n, C, C); there is nothing to reduce."""
         xp = array_namespace(z)
         e = xp.exp(-xp.abs(z))
-        eye = xp.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+        eye = xp.eye(z.shape[-1], dtype=z.dtype, device=device(z))
         return (xp.sqrt(e) / (1.0 + e))[:, :, None] * eye[None]
 
     def log_prob(self, z: Array, y: Array) -> Array:
@@ -101,6 +119,17 @@ class Bernoulli:
         xp = array_namespace(z)
         labels = xp.reshape(xp.astype(y, z.dtype), z.shape)
         return xp.sum(labels * z - _softplus(z), axis=-1)
+
+    def score(self, z: Array, y: Array) -> Array:
+        """Rows y_i − p_i (n, C) of labels y (n, C), or (n,) when there is one output."""
+        xp = array_namespace(z)
+        return xp.reshape(xp.astype(y, z.dtype), z.shape) - xp.exp(z - _softplus(z))
+
+    def mode(self, z: Array) -> Array:
+        """The likelier of 0 and 1 for each output (n, C), or (n,) when there is one output."""
+        xp = array_namespace(z)
+        likelier = xp.astype(z > 0, xp.int64)
+        return likelier[:, 0] if z.shape[-1] == 1 else likelier
 
     def kl(self, z: Array, z_other: Array) -> Array:
         """Σ over outputs of KL(Bernoulli(z_i) ‖ Bernoulli(z_other_i)) (n,)."""
@@ -129,7 +158,7 @@ class Gaussian:
     def fisher_root(self, z: Array, *, reduced: bool = True) -> Array:
         """I/σ for each example (n, C, C); there is nothing to reduce."""
         xp = array_namespace(z)
-        eye = xp.eye(z.shape[-1], dtype=z.dtype, device=z.device) / self.variance**0.5
+        eye = xp.eye(z.shape[-1], dtype=z.dtype, device=device(z)) / self.variance**0.5
         return xp.tile(eye[None], (z.shape[0], 1, 1))
 
     def log_prob(self, z: Array, y: Array) -> Array:
@@ -139,6 +168,14 @@ class Gaussian:
         xp = array_namespace(z)
         constant = z.shape[-1] * log(2.0 * pi * self.variance)
         return -0.5 * (xp.sum((y - z) ** 2, axis=-1) / self.variance + constant)
+
+    def score(self, z: Array, y: Array) -> Array:
+        """Rows (y_i − z_i)/σ² (n, C)."""
+        return (y - z) / self.variance
+
+    def mode(self, z: Array) -> Array:
+        """The mean z (n, C) itself."""
+        return z
 
     def kl(self, z: Array, z_other: Array) -> Array:
         """‖z_i − z_other_i‖² / (2σ²) (n,)."""

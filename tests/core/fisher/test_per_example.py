@@ -162,6 +162,31 @@ def test_permuting_classes_leaves_the_fisher():
         )
 
 
+@pytest.mark.parametrize("kind", ["low_rank", "diagonal"])
+def test_reordering_hidden_units_reorders_the_columns(kind):
+    net, x = network(), inputs()
+    order = np.array([4, 0, 5, 2, 1, 3])
+    (W1, W2, W3), (b1, *others) = net.weights, net.biases
+    turned = DenseNetwork([W1[order], W2[:, order], W3], [b1[order], *others], net.activation)
+    place = np.arange(engine_for(net).n_parameters)
+    theta = dict(zip([s.name for s in engine_for(net).sites], _split(place, net), strict=True))
+    theta["layers.0.weight"] = theta["layers.0.weight"][order]
+    theta["layers.0.bias"] = theta["layers.0.bias"][order]
+    theta["layers.1.weight"] = theta["layers.1.weight"][:, order]
+    columns = np.concatenate([part.reshape(-1) for part in theta.values()])
+    a, b = (per_example_fishers(m, x, kind=kind) for m in (net, turned))
+    if kind == "diagonal":
+        np.testing.assert_allclose(b.values, a.values[:, columns], atol=1e-13)
+        return
+    for i in range(len(x)):
+        expected = a.dense(i)[np.ix_(columns, columns)]
+        np.testing.assert_allclose(b.dense(i), expected, atol=IDENTITY)
+
+
+def _split(place, net):
+    return [place[s.start : s.stop].reshape(s.shape) for s in engine_for(net).sites]
+
+
 def test_a_torch_module_gives_the_same_fishers():
     torch = pytest.importorskip("torch")
     net, x = network(sizes=(4, 6, 3)), inputs()
@@ -234,6 +259,12 @@ def test_progress_is_told_and_can_stop():
         ("file.csv", {}, "array of inputs"),
         (inputs(), {"kind": "dense"}, "accepted: low_rank, diagonal"),
         (inputs(), {"batch_size": -1}, "batch_size"),
+        (inputs(), {"batch_size": 0}, "batch_size"),
+        (inputs(), {"batch_size": 2.5}, "batch_size"),
+        (inputs(), {"labels": "exact"}, "label rule"),
+        (inputs(), {"labels": ExactLabels}, "label rule"),
+        (inputs(), {"params": 3}, "name or glob pattern"),
+        (inputs(), {"params": [3]}, "name or glob pattern"),
         (inputs(), {"labels": ExactLabels(top=1), "output": Gaussian()}, "categorical outputs"),
     ],
 )
@@ -242,7 +273,9 @@ def test_bad_input_is_named(data, options, words):
         per_example_fishers(network(), data, **options)
 
 
-@pytest.mark.parametrize("options", [{"top": 0}, {"min_prob": 1.0}, {"min_prob": -0.1}])
+@pytest.mark.parametrize(
+    "options", [{"top": 0}, {"top": 1.5}, {"min_prob": 1.0}, {"min_prob": -0.1}]
+)
 def test_bad_label_rules_are_named(options):
     with pytest.raises(InvalidInputError, match="accepted"):
         ExactLabels(**options)
@@ -286,6 +319,19 @@ class TestContainers:
         }  # fmt: skip
         with pytest.raises(InvalidInputError):
             LowRankFishers(**(whole | broken))
+
+    @pytest.mark.parametrize("ragged", [False, True])
+    def test_norms_of_torch_rows_are_those_of_the_matrices(self, ragged, monkeypatch):
+        torch = pytest.importorskip("torch")
+        monkeypatch.setattr("fishertope.core.fisher.per_example.CHUNK_BYTES", 8 * 3 * 7 * 2)
+        blocks = [torch.randn(3 + ragged * (i % 2), 7) for i in range(5)]
+        norms = LowRankFishers.from_rows(blocks).norms
+        expected = [np.linalg.norm(b.double().numpy().T @ b.double().numpy()) for b in blocks]
+        np.testing.assert_allclose(norms, expected, rtol=1e-13)
+
+    def test_diagonals_and_sites_of_different_sizes_are_refused(self):
+        with pytest.raises(InvalidInputError, match="7 parameters"):
+            DiagonalFishers(values=np.ones((2, 3)), sites=sites_of({"w": (7,)}))
 
     @pytest.mark.parametrize(
         "values", [np.ones(3), np.array([[1.0, -1e-9]]), np.array([[1.0, np.inf]])]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fishertope.core.backend import to_numpy
-from fishertope.core.errors import EngineNotFound, InvalidInputError
+from fishertope.core.errors import ArrayTypeError, EngineNotFound, InvalidInputError
 from fishertope.core.model import (
     Bernoulli,
     Categorical,
@@ -230,6 +230,98 @@ def test_an_unknown_model_is_refused_and_a_registered_one_is_taken():
 def test_networks_that_do_not_chain_are_refused(weights, biases, activation):
     with pytest.raises(InvalidInputError):
         DenseNetwork(weights, biases, activation)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda W, b: ([W[0].tolist(), W[1]], b),
+        lambda W, b: ([W[0].astype(np.float32), W[1]], b),
+        lambda W, b: ([w.astype(np.float16) for w in W], [v.astype(np.float16) for v in b]),
+        lambda W, b: ([w.astype(int) for w in W], [v.astype(int) for v in b]),
+        lambda W, b: ([pytest.importorskip("torch").tensor(W[0]), W[1]], b),
+    ],
+)
+def test_weights_that_are_not_of_one_floating_kind_are_refused(spoil):
+    net = dense()
+    with pytest.raises(ArrayTypeError, match="taken"):
+        DenseNetwork(*spoil(list(net.weights[:2]), list(net.biases[:2])))
+
+
+def test_weights_that_are_not_finite_are_refused():
+    with pytest.raises(InvalidInputError, match="layer 0: 1 of 6"):
+        DenseNetwork([np.array([[1.0, np.nan, 1], [1, 1, 1]])], [np.zeros(2)])
+
+
+def test_a_network_keeps_its_own_list_of_layers():
+    weights = [np.ones((2, 3))]
+    net = DenseNetwork(weights, [np.zeros(2)])
+    weights[0] = np.ones((9, 9))
+    assert net.sizes == (3, 2)
+
+
+def test_foreign_vectors_are_converted_and_wrong_ones_named(inputs):
+    torch = pytest.importorskip("torch")
+    net = dense()
+    ours, theirs = engine_for(net), engine_for(as_torch(net))
+    rng = np.random.default_rng(5)
+    delta = rng.normal(size=ours.n_parameters)
+    roots = rng.normal(size=(len(inputs), 2, SIZES[-1]))
+    np.testing.assert_allclose(
+        to_numpy(theirs.jvp(torch.tensor(inputs), delta)), ours.jvp(inputs, delta), atol=1e-12
+    )
+    np.testing.assert_allclose(
+        to_numpy(theirs.rows(inputs, roots)), ours.rows(inputs, torch.tensor(roots)), atol=1e-12
+    )
+    for call in (
+        lambda: ours.jvp(inputs, delta[1:]),
+        lambda: ours.vjp(inputs, roots[:, 0, :2]),
+        lambda: ours.vjp(inputs, roots[:1, 0]),
+        lambda: ours.rows(inputs, roots[:, :, :2]),
+        lambda: ours.rows(inputs, roots[:1]),
+        lambda: ours.patch(delta[1:]).__enter__(),
+        lambda: ours.patch(delta * np.nan).__enter__(),
+        lambda: ours.predict(inputs.astype(complex)),
+        lambda: ours.predict(inputs.astype(object)),
+        lambda: ours.predict(inputs.tolist()),
+    ):
+        with pytest.raises(InvalidInputError):
+            call()
+    np.testing.assert_array_equal(ours.theta(), to_numpy(theirs.theta()))
+
+
+def test_read_only_weights_are_used_but_not_moved(inputs):
+    net = dense()
+    for W in net.weights:
+        W.flags.writeable = False
+    engine = engine_for(net)
+    before = engine.theta()
+    assert engine.predict(inputs).shape == (9, 4)
+    with pytest.raises(InvalidInputError, match=r"layers\.0\.weight.*read-only"):
+        engine.patch(np.ones(engine.n_parameters)).__enter__()
+    assert np.array_equal(engine.theta(), before)
+
+
+def test_tensors_that_record_gradients_are_moved_and_restored(inputs):
+    torch = pytest.importorskip("torch")
+    net = as_torch(dense())
+    for x in (*net.weights, *net.biases):
+        x.requires_grad_(True)
+    engine = engine_for(net)
+    before = [W.detach().clone() for W in net.weights]
+    with engine.patch(torch.ones(engine.n_parameters)):
+        assert torch.equal(net.weights[0], before[0] + 1)
+        assert not engine.predict(torch.tensor(inputs, requires_grad=True)).requires_grad
+    assert all(torch.equal(W, kept) for W, kept in zip(net.weights, before, strict=True))
+
+
+def test_an_engine_has_its_own_output():
+    engine = engine_for(dense(), output=Gaussian(2.0))
+    assert engine_for(engine, output=Gaussian(2.0)) is engine
+    with pytest.raises(InvalidInputError, match="has its own"):
+        engine_for(engine, output=Categorical())
+    with pytest.raises(InvalidInputError, match="has its own"):
+        engine_for(engine, outputs_of=None)
 
 
 @pytest.mark.parametrize("bad", [np.zeros((3, 4)), np.zeros(5), np.full((3, 5), np.nan), "text"])
