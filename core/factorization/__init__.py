@@ -1,13 +1,12 @@
 """Non-negative factorization of per-example Fishers (NPEFF)."""
 
 from .compare import matched_cosines as matched_cosines
+from .effect import (
+    PerturbationReport as PerturbationReport,
+    perturbation_report as perturbation_report,
+)
 from .factorize import factorize as factorize
 from .history import History as History
 from .method import DiagonalNPEFF as DiagonalNPEFF, LowRankNPEFF as LowRankNPEFF
-from .perturbation import (
-    PerturbationReport as PerturbationReport,
-    component_direction as component_direction,
-    perturb as perturb,
-    perturbation_report as perturbation_report,
-)
+from .perturbation import component_direction as component_direction, perturb as perturb
 from .result import Factorization as Factorization

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from fishertope.core.backend import to_numpy
-from fishertope.core.errors import InvalidInputError
+from fishertope.core.errors import ConvergenceWarning, InvalidInputError
 from fishertope.core.factorization import (
     LowRankNPEFF,
     component_direction,
@@ -14,7 +14,7 @@ from fishertope.core.factorization import (
     perturbation_report,
 )
 from fishertope.core.fisher import per_example_fishers
-from fishertope.core.model import DenseNetwork, engine_for
+from fishertope.core.model import Bernoulli, Categorical, DenseNetwork, Gaussian, engine_for
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +140,125 @@ def test_accuracies_when_labels_are_given(case):
     assert (report.accuracy_top == 1).all()
     assert (report.accuracy_baseline == 1).all()
     assert perturbation_report(net, found, x, magnitude=0.1).accuracy_top is None
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_accuracy_of_a_scikit_learn_classifier_is_its_own_score(n_classes):
+    pytest.importorskip("sklearn")
+    from sklearn.neural_network import MLPClassifier
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(80, 3))
+    y = np.digitize(x[:, 0] + rng.normal(size=80), [0.0, 1.0][: n_classes - 1])
+    model = MLPClassifier((6,), solver="lbfgs", alpha=0.1, max_iter=2000).fit(x, y)
+    found = factorize(per_example_fishers(model, x), LowRankNPEFF(2), on_failure="return")
+    report = perturbation_report(model, found, x, magnitude=0.0, labels=y, n_top=20)
+    for k in range(2):
+        for examples, accuracy in (
+            (report.top[k], report.accuracy_top[k]),
+            (report.baseline[k], report.accuracy_baseline[k]),
+        ):
+            np.testing.assert_allclose(accuracy, model.score(x[examples], y[examples]))
+    moved = perturbation_report(model, found, x, magnitude=0.5, labels=y, n_top=20)
+    with perturb(model, found, 1, magnitude=0.5, sign=-1):
+        score = model.score(x[moved.top[1]], y[moved.top[1]])
+    np.testing.assert_allclose(moved.accuracy_top[1, 1], score)
+
+
+@pytest.mark.parametrize("output", [Categorical(), Bernoulli(), Gaussian()])
+def test_the_centroid_climbs_the_likeliest_answer(case, output):
+    net, x, found = case
+    engine = engine_for(net, output=output)
+    z = engine.predict(x)
+    top = found.top_examples(12)[0]
+    answer = output.mode(z)[top]
+    gradient, h = np.zeros(engine.n_parameters), 1e-5
+    for j in range(engine.n_parameters):
+        step = h * np.eye(engine.n_parameters)[j]
+        for sign in (+1, -1):
+            with engine.patch(sign * step):
+                gradient[j] += sign * output.log_prob(engine.predict(x[top]), answer).mean()
+    gradient /= 2 * h
+    report = perturbation_report(
+        engine, found, x, components=0, magnitude=0.2, n_top=12, n_random=0
+    )
+    assert report.random_top.shape == (1, 0)
+    if output.name == "gaussian":
+        assert np.abs(gradient).max() <= 1e-9
+        assert report.centroid_top == 0
+        return
+    effects = []
+    for sign in (+1, -1):
+        with engine.patch(sign * 0.2 * gradient / np.linalg.norm(gradient)):
+            kl = output.kl(engine.predict(x), z)
+        effects.append((kl[top].mean(), kl[report.baseline[0]].mean()))
+    expected = max(effects, key=lambda pair: pair[0] / pair[1])
+    np.testing.assert_allclose(
+        (report.centroid_top[0], report.centroid_baseline[0]), expected, rtol=1e-6
+    )
+
+
+def test_float32_networks_keep_small_effects(case):
+    net, x, _ = case
+    single = DenseNetwork(
+        [W.astype(np.float32) for W in net.weights], [b.astype(np.float32) for b in net.biases],
+        net.activation,
+    )  # fmt: skip
+    fishers = per_example_fishers(single, x)
+    found = factorize(fishers, LowRankNPEFF(3, tol=1e-3), on_failure="return")
+    report = perturbation_report(single, found, x, magnitude=1e-3, n_top=20)
+    np.testing.assert_allclose(report.kl_top.mean(1), report.predicted_top, rtol=0.05)
+    np.testing.assert_allclose(report.kl_baseline.mean(1), report.predicted_baseline, rtol=0.05)
+
+
+def test_random_directions_move_examples_by_the_trace_of_their_fishers(case):
+    net, x, found = case
+    epsilon, p = 1e-3, found.components.shape[1]
+    report = perturbation_report(net, found, x, components=0, magnitude=epsilon, n_random=400)
+    traces = per_example_fishers(net, x).traces()
+    for measured, examples in (
+        (report.random_top[0], report.top[0]),
+        (report.random_baseline[0], report.baseline[0]),
+    ):
+        expected = epsilon**2 / (2 * p) * traces[examples].mean()
+        assert abs(measured.mean() - expected) <= 4 * measured.std() / np.sqrt(400)
+
+
+def test_an_unreachable_target_is_told(case):
+    net, x, found = case
+    with pytest.warns(ConvergenceWarning, match="mean top KL of 1e"):
+        perturbation_report(net, found, x, components=0, target_kl=1e9)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"components": [99]}, "0 to 4"),
+        ({"components": -1}, "0 to 4"),
+        ({"components": [0.5]}, "0 to 4"),
+        ({"components": []}, "leave it out"),
+        ({"magnitude": "large"}, "'auto' is accepted"),
+        ({"magnitude": -1.0}, "'auto' is accepted"),
+        ({"magnitude": float("nan")}, "'auto' is accepted"),
+        ({"target_kl": 0.0}, "target_kl"),
+        ({"n_top": 0}, "n_top=0"),
+        ({"n_baseline": 0}, "n_baseline=0"),
+        ({"n_random": -1}, "n_random=-1"),
+        ({"labels": [0] * 3}, "labels of shape"),
+        ({"labels": [0.5] * 150}, "whole numbers"),
+    ],
+)
+def test_bad_reports_are_named(case, options, words):
+    net, x, found = case
+    with pytest.raises(InvalidInputError, match=words):
+        perturbation_report(net, found, x, **options)
+
+
+def test_gaussian_outputs_have_no_accuracy(case):
+    net, x, found = case
+    engine = engine_for(net, output=Gaussian())
+    with pytest.raises(InvalidInputError, match="not classes"):
+        perturbation_report(engine, found, x, magnitude=0.1, labels=[0] * 150)
 
 
 def test_a_torch_module_is_moved_and_restored(case):
