@@ -1,5 +1,11 @@
 """Fishers of single examples and of data sets."""
 
+from .draws import Draws as Draws, draws_of as draws_of
 from .estimation import per_example_fishers as per_example_fishers
 from .labels import ExactLabels as ExactLabels, LabelRoots as LabelRoots, LabelRule as LabelRule
 from .per_example import DiagonalFishers as DiagonalFishers, LowRankFishers as LowRankFishers
+from .random_labels import (
+    DataLabels as DataLabels,
+    ProbeLabels as ProbeLabels,
+    SampledLabels as SampledLabels,
+)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -22,7 +22,8 @@ from ..model import (
 )
 from ..status import Callback, StepInfo
 from ..types import Array, Device, Seed
-from .labels import ExactLabels, LabelRule
+from .draws import Draws, draws_of
+from .labels import ExactLabels, LabelRoots, LabelRule
 from .per_example import DiagonalFishers, LowRankFishers, frobenius_norms
 
 KINDS = ("low_rank", "diagonal")
@@ -53,8 +54,10 @@ def per_example_fishers(
     model : object
         A fitted scikit-learn MLP, a :class:`DenseNetwork`, a ``torch.nn.Module``, a
         :class:`ModelEngine`, or anything with a registered engine.
-    data : array (n, ...) or iterable of batches
-        Inputs only; the labels of the expectation come from the model itself.
+    data : array (n, ...), mapping of arrays, pair (inputs, labels), or iterable of batches
+        The labels of the expectation come from the model itself; those of the data are used by
+        ``DataLabels()`` alone. A batch is inputs, (inputs, labels), or a mapping by the names of
+        the model's arguments.
     kind : {"low_rank", "diagonal"}
         Rows A_i with F_i = A_iᵀA_i, or diag F_i.
     labels : LabelRule, optional
@@ -107,17 +110,19 @@ def per_example_fishers(
         raise InvalidInputError(
             f"labels={labels!r} was given; a label rule such as ExactLabels() is accepted, or an "
             "object with the methods of fishertope.core.fisher.LabelRule. The data's own labels "
-            "play no part in the Fisher."
+            "play no part in the Fisher; DataLabels() gives the empirical Fisher."
         )
     engine: ModelEngine = engine_for(model, output=output)
     columns, sites = choose_parameters(engine.sites, params)
-    source = _RowSource(engine, rule, np.random.default_rng(seed), backend, device)
+    source = _RowSource(engine, rule, backend, device)
     make = source.diagonal if kind == "diagonal" else source.low_rank
+    draws = draws_of(seed)
     parts: list[Any] = []
     batches, total = batched(data, _default_batch(engine) if batch_size is None else batch_size)
     done = 0
     for batch in batches:
-        part = make(batch)
+        inputs, targets = split_batch(batch)
+        part = make(inputs, replace(draws, first=done), targets)
         parts.append(part if columns is None else part.restrict(columns))
         done += part.n
         info = StepInfo(
@@ -164,11 +169,10 @@ class _RowSource:
         self,
         engine: ModelEngine,
         rule: LabelRule,
-        rng: np.random.Generator,
         backend: BackendChoice,
         device: Device,
     ) -> None:
-        self.engine, self.rule, self.rng = engine, rule, rng
+        self.engine, self.rule = engine, rule
         self.backend, self.device = backend, device
         plain = isinstance(rule, ExactLabels) and rule.complete
         by_kernel = isinstance(engine, DenseEngine) and engine.output.name in (
@@ -177,14 +181,14 @@ class _RowSource:
         )
         self.dense = engine if by_kernel and plain and isinstance(engine, DenseEngine) else None
 
-    def low_rank(self, batch: Array) -> Part:
+    def low_rank(self, batch: Any, draws: Draws, targets: Array | None) -> Part:
         """Rows of a batch."""
         if self.dense is not None:
             A = self._kernel(Kernel.DENSE_FISHER_ROWS, batch, reduced=True)
             counts = np.full(int(A.shape[0]), int(A.shape[1]), dtype=np.int64)
             kept = np.ones(len(counts))
         else:
-            roots = self.rule.roots(self.engine.output, self.engine.predict(batch), self.rng)
+            roots = self._roots(batch, draws, targets)
             A = self.engine.rows(batch, roots.values)
             counts, kept = roots.counts, np.asarray(roots.kept)
         flat = A.reshape((-1, A.shape[2]))
@@ -194,14 +198,18 @@ class _RowSource:
         norms = frobenius_norms(flat, np.concatenate([[0], np.cumsum(counts)]))
         return Part(values=flat, counts=counts, norms=norms, kept=kept)
 
-    def diagonal(self, batch: Array) -> Part:
+    def diagonal(self, batch: Any, draws: Draws, targets: Array | None) -> Part:
         """Diagonals of a batch."""
         if self.dense is not None:
             return Part(values=self._kernel(Kernel.DENSE_FISHER_DIAGONAL, batch))
-        roots = self.rule.roots(self.engine.output, self.engine.predict(batch), self.rng)
+        roots = self._roots(batch, draws, targets)
         A = self.engine.rows(batch, roots.values)
         xp = array_namespace(A)
         return Part(values=xp.sum(A * A, axis=1), kept=roots.kept)
+
+    def _roots(self, batch: Any, draws: Draws, targets: Array | None) -> LabelRoots:
+        z = self.engine.predict(batch)
+        return self.rule.roots(self.engine.output, z, draws, targets)
 
     def _kernel(self, kernel: Kernel, batch: Array, **options: Any) -> Array:
         engine = self.dense
@@ -255,21 +263,68 @@ def choose_parameters(
     return columns, sites_of({s.name: s.shape for s in chosen})
 
 
+def split_batch(batch: Any) -> tuple[Any, Array | None]:
+    """Inputs and labels of a batch: (x, y), [x], a mapping with or without "labels", or x alone.
+
+    Raises
+    ------
+    InvalidInputError
+        For a sequence of more than two things.
+    """
+    if isinstance(batch, Mapping):
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        return inputs, batch.get("labels")
+    if isinstance(batch, list | tuple):
+        if len(batch) not in (1, 2):
+            raise InvalidInputError(
+                f"A batch of {len(batch)} things was given; inputs, (inputs, labels) or a mapping "
+                "by the names of the model's arguments is taken."
+            )
+        inputs, _ = split_batch(batch[0]) if isinstance(batch[0], Mapping) else (batch[0], None)
+        return inputs, batch[1] if len(batch) == 2 else None
+    return batch, None
+
+
 def batched(data: Any, size: int) -> tuple[Iterator[Any], int]:
-    """Batches of an array, or the batches of an iterable as they are, and how many examples."""
+    """Batches of an array, of a mapping of arrays or of a pair (inputs, labels); or as they come.
+
+    The second value is the number of examples, 0 where it is not known.
+    """
     if not isinstance(size, int) or size < 1:
         raise InvalidInputError(f"batch_size={size!r} was given; a whole number >= 1 is accepted.")
     if is_array_api_obj(data):
         array: Array = data
         n = int(array.shape[0]) if array.ndim else 0
         return (array[i : i + size] for i in range(0, n, size)), n
-    if isinstance(data, Iterable) and not isinstance(data, str | bytes):
+    pair = isinstance(data, tuple) and len(data) == 2
+    whole = list(data.values()) if isinstance(data, Mapping) else list(data) if pair else []
+    flat = [y for x in whole for y in (x.values() if isinstance(x, Mapping) else [x])]
+    if flat and all(is_array_api_obj(x) and x.ndim for x in flat):
+        lengths = {int(x.shape[0]) for x in flat}
+        if len(lengths) > 1:
+            raise InvalidInputError(
+                f"Arrays of {sorted(lengths)} examples were given together; all must hold the "
+                "same examples. (A tuple of two arrays is inputs and labels; give batches as a "
+                "list.)"
+            )
+        n = lengths.pop()
+        return (_slice(data, i, i + size) for i in range(0, n, size)), n
+    if isinstance(data, Iterable) and not isinstance(data, str | bytes | Mapping):
         dataset = getattr(data, "dataset", data)
         return iter(data), len(dataset) if isinstance(dataset, Sized) else 0
     raise InvalidInputError(
-        f"A {type(data).__name__} was given as data; an array of inputs or an iterable of batches "
-        "is taken."
+        f"A {type(data).__name__} was given as data; an array of inputs, a mapping of arrays, a "
+        "pair (inputs, labels) or an iterable of batches is taken."
     )
+
+
+def _slice(data: Any, start: int, stop: int) -> Any:
+    """Examples start:stop of an array, a mapping of arrays or a pair of these."""
+    if isinstance(data, Mapping):
+        return {key: _slice(value, start, stop) for key, value in data.items()}
+    if isinstance(data, tuple):
+        return tuple(_slice(value, start, stop) for value in data)
+    return data[start:stop]
 
 
 def joined(

@@ -16,6 +16,10 @@ from ..backend import to_numpy
 from ..errors import InvalidInputError
 from ..model.outputs import Categorical, OutputDistribution
 from ..types import Array, FloatArray, IntArray
+from .draws import Draws
+
+# Exact labels over more outputs than this are refused: each costs a backward pass an example.
+MAX_EXACT = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,8 +50,10 @@ class LabelRule(Protocol):
         """How the Fisher is called that this rule gives ("exact", "sampled", ...)."""
         ...
 
-    def roots(self, output: OutputDistribution, z: Array, rng: np.random.Generator) -> LabelRoots:
-        """U for outputs z (n, C)."""
+    def roots(
+        self, output: OutputDistribution, z: Array, draws: Draws, targets: Array | None = None
+    ) -> LabelRoots:
+        """U for outputs z (n, C); ``targets`` are the labels of the data where there are any."""
         ...
 
     def facts(self) -> dict[str, Any]:
@@ -103,10 +109,13 @@ class ExactLabels:
         """``top`` and ``min_prob``."""
         return {"labels": self.name, "top": self.top, "min_prob": self.min_prob}
 
-    def roots(self, output: OutputDistribution, z: Array, rng: np.random.Generator) -> LabelRoots:
+    def roots(
+        self, output: OutputDistribution, z: Array, draws: Draws, targets: Array | None = None
+    ) -> LabelRoots:
         """U (n, k, C): k = C − 1 for all classes of a categorical, else the kept classes."""
         n = int(z.shape[0])
         if self.complete:
+            _check_cost(n, int(z.shape[1]))
             U = output.fisher_root(z, reduced=True)
             counts = np.full(n, int(U.shape[1]), dtype=np.int64)
             return LabelRoots(values=U, counts=counts, kept=np.ones(n))
@@ -133,4 +142,15 @@ class ExactLabels:
             values=picked,
             counts=counts.astype(np.int64),
             kept=(likeliest[:, : order.shape[1]] * keep).sum(axis=1),
+        )
+
+
+def _check_cost(n: int, width: int) -> None:
+    """Refuse the exact expectation over a vocabulary, with what it would cost."""
+    if width > MAX_EXACT:
+        raise InvalidInputError(
+            f"ExactLabels() was given for {width} outputs an example: {width - 1} backward passes "
+            f"an example, {n * (width - 1)} for this batch of {n}. At most {MAX_EXACT} are taken. "
+            "Use ProbeLabels(n) or SampledLabels(n) (unbiased, n backward passes each), or ask the "
+            "model about a few label words only."
         )

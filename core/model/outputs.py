@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log, pi
 from typing import Protocol, runtime_checkable
 
 from array_api_compat import array_namespace, device
 
 from ..errors import InvalidInputError
-from ..types import Array
+from ..types import Array, FloatArray
 
 
 @runtime_checkable
@@ -87,6 +88,24 @@ class Categorical:
         classes = xp.arange(z.shape[-1], dtype=y.dtype, device=device(z))
         return xp.astype(y[:, None] == classes[None, :], z.dtype) - xp.exp(self.log_probs(z))
 
+    def probe(self, z: Array, signs: Array) -> Array:
+        """Rows Lξ = √p∘ξ − p (√pᵀξ) (n, C) for signs ξ (n, C), without forming L."""
+        xp = array_namespace(z)
+        p = xp.exp(self.log_probs(z))
+        turned = xp.sqrt(p) * signs
+        return turned - p * xp.sum(turned, axis=-1, keepdims=True)
+
+    def n_uniforms(self, width: int) -> int:
+        """One uniform number for a class."""
+        return 1
+
+    def sample(self, z: Array, uniforms: FloatArray) -> Array:
+        """Class numbers (n,) by inversion of the distribution function, in float64."""
+        xp = array_namespace(z)
+        sums = xp.cumulative_sum(xp.exp(self.log_probs(xp.astype(z, xp.float64))), axis=-1)
+        u = xp.asarray(uniforms[:, :1], device=device(z)) * sums[:, -1:]
+        return xp.sum(xp.astype(sums[:, :-1] <= u, xp.int64), axis=-1)
+
     def mode(self, z: Array) -> Array:
         """The likeliest class (n,)."""
         return array_namespace(z).argmax(z, axis=-1)
@@ -124,6 +143,18 @@ class Bernoulli:
         """Rows y_i − p_i (n, C) of labels y (n, C), or (n,) when there is one output."""
         xp = array_namespace(z)
         return xp.reshape(xp.astype(y, z.dtype), z.shape) - xp.exp(z - _softplus(z))
+
+    def n_uniforms(self, width: int) -> int:
+        """One uniform number for each output."""
+        return width
+
+    def sample(self, z: Array, uniforms: FloatArray) -> Array:
+        """Labels 0 and 1 (n, C), or (n,) when there is one output."""
+        xp = array_namespace(z)
+        wide = xp.astype(z, xp.float64)
+        p = xp.exp(wide - _softplus(wide))
+        y = xp.astype(xp.asarray(uniforms, device=device(z)) < p, xp.int64)
+        return y[:, 0] if z.shape[-1] == 1 else y
 
     def mode(self, z: Array) -> Array:
         """The likelier of 0 and 1 for each output (n, C), or (n,) when there is one output."""
@@ -163,8 +194,6 @@ class Gaussian:
 
     def log_prob(self, z: Array, y: Array) -> Array:
         """Normal log-density (n,) of targets y (n, C)."""
-        from math import log, pi
-
         xp = array_namespace(z)
         constant = z.shape[-1] * log(2.0 * pi * self.variance)
         return -0.5 * (xp.sum((y - z) ** 2, axis=-1) / self.variance + constant)
@@ -172,6 +201,18 @@ class Gaussian:
     def score(self, z: Array, y: Array) -> Array:
         """Rows (y_i − z_i)/σ² (n, C)."""
         return (y - z) / self.variance
+
+    def n_uniforms(self, width: int) -> int:
+        """Two uniform numbers for each output."""
+        return 2 * width
+
+    def sample(self, z: Array, uniforms: FloatArray) -> Array:
+        """Targets z + σε (n, C), ε by the Box–Muller transform."""
+        xp = array_namespace(z)
+        u = xp.asarray(uniforms, device=device(z))
+        radius = xp.sqrt(-2.0 * xp.log1p(-u[:, 0::2]))
+        noise = radius * xp.cos(2.0 * pi * u[:, 1::2])
+        return z + self.variance**0.5 * xp.astype(noise, z.dtype)
 
     def mode(self, z: Array) -> Array:
         """The mean z (n, C) itself."""
