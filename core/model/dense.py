@@ -242,7 +242,7 @@ class DenseEngine:
         fits = len(given) == len(shape) and all(
             want in (None, got) for got, want in zip(given, shape, strict=True)
         )
-        if not is_array_api_obj(x) or not fits:
+        if not (is_array_api_obj(x) and fits):
             named = zip("nk", shape, strict=False)
             wanted = ", ".join(name if size is None else str(size) for name, size in named)
             wanted = ", ".join([wanted, *map(str, shape[2:])])
@@ -250,16 +250,24 @@ class DenseEngine:
                 f"{what} of type {type(x).__name__} and shape {given} were given; an array of "
                 f"shape ({wanted}{',' if len(shape) == 1 else ''}) is taken."
             )
-        if not array_namespace(x).isdtype(x.dtype, ("bool", "integral", "real floating")):
+        foreign: Any = x
+        if not array_namespace(foreign).isdtype(
+            foreign.dtype, ("bool", "integral", "real floating")
+        ):
             raise InvalidInputError(
-                f"{what} of dtype {x.dtype} were given; real numbers are taken."
+                f"{what} of dtype {foreign.dtype} were given; real numbers are taken."
             )
         xp, own = self._xp, self.network.weights[0]
-        x = like(x.detach() if hasattr(x, "detach") else x, own)
-        x = xp.asarray(x, dtype=own.dtype, device=device(own))
-        if not bool(xp.all(xp.isfinite(x))):
-            raise InvalidInputError(f"The {what} hold NaN or infinite entries; drop or fill them.")
-        return x
+        foreign = foreign.detach() if hasattr(foreign, "detach") else foreign
+        converted = xp.asarray(like(foreign, own), dtype=own.dtype, device=device(own))
+        if not bool(xp.all(xp.isfinite(converted))):
+            advice = (
+                "drop or fill them"
+                if what == "inputs"
+                else "look for inputs at which the outputs of the model overflow"
+            )
+            raise InvalidInputError(f"The {what} hold NaN or infinite entries; {advice}.")
+        return converted
 
     def _trace(self, x: Array) -> tuple[list[Array], Array, list[Array]]:
         """Inputs of every layer, the outputs, and φ' of every hidden layer."""

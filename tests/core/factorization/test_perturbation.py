@@ -263,8 +263,10 @@ def test_gaussian_outputs_have_no_accuracy(case):
 
 def test_a_torch_module_is_moved_and_restored(case):
     torch = pytest.importorskip("torch")
-    module = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
-    x = torch.randn(60, 4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+        x = torch.randn(60, 4)
     fishers = per_example_fishers(module, x)
     found = factorize(fishers, LowRankNPEFF(3, tol=1e-2), on_failure="return")
     assert isinstance(found.components, torch.Tensor)
