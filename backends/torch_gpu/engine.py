@@ -6,17 +6,25 @@ examples cannot influence one another (no batch statistics). Parameters that are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
+from warnings import warn
 
 import torch
 from torch.func import functional_call, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ...core.errors import InvalidInputError
+from ...core.errors import ConversionWarning, InvalidInputError
 from ...core.model import Categorical, OutputDistribution, Site, sites_of, unflatten
 
 HALF = (torch.float16, torch.bfloat16)
+# Rows that are only squared and summed take at most this many bytes at a time.
+ROW_BYTES = 64 << 20
+
+
+OutputsOf = Callable[[Any, Any], torch.Tensor]
 
 
 class ModuleEngine:
@@ -30,11 +38,13 @@ class ModuleEngine:
     output : OutputDistribution, optional
         ``Categorical()`` unless told otherwise.
     outputs_of : callable, optional
-        Turns what the module returns into z (n, C), for models that return something else.
+        ``outputs_of(returned, inputs)`` turns what the module returns into z (n, C), for models
+        that return something else.
 
     Notes
     -----
-    Parameters that do not require gradients are left out. Training mode, gradients and the random
+    Parameters that do not require gradients are left out, and rows of an embedding's
+    ``padding_idx`` have none, as in training. Training mode, gradients and the random
     state are as before after every call. float16 and bfloat16 modules are refused: differentiate a
     float32 copy (``module.float()``).
     """
@@ -44,9 +54,11 @@ class ModuleEngine:
         module: torch.nn.Module,
         *,
         output: OutputDistribution | None = None,
-        outputs_of: Callable[[Any], torch.Tensor] | None = None,
+        outputs_of: OutputsOf | None = None,
     ) -> None:
         self.module = module
+        self.explanation = "functional: asked for by name"
+        self._looped = False
         self._output: OutputDistribution = Categorical() if output is None else output
         self._outputs_of = outputs_of or _logits
         # named_parameters lists a tied parameter once, under its first name.
@@ -84,19 +96,101 @@ class ModuleEngine:
         with self._quiet(), torch.no_grad():
             return self._call(self._parameters(), self._moved(inputs))
 
+    def restricted(self, names: Iterable[str]) -> ModuleEngine:
+        """An engine of the same module over some of the sites only, in their old order.
+
+        Raises
+        ------
+        InvalidInputError
+            For a name that is none of the sites'.
+        """
+        wanted = set(names)
+        unknown = sorted(wanted - set(self._names))
+        if unknown or not wanted:
+            raise InvalidInputError(
+                f"Sites {unknown or 'none'} were given; choose from {', '.join(self._names[:12])}."
+            )
+        new = copy(self)
+        new._names = [n for n in self._names if n in wanted]
+        new._sites = sites_of({s.name: s.shape for s in self._sites if s.name in wanted})
+        return new
+
     def rows(self, inputs: Any, roots: Any) -> torch.Tensor:
-        """Rows U_i J_i (n, k, p): k reverse passes an example, all examples at once."""
+        """Rows U_i J_i (n, k, p): k reverse passes an example, all examples at once.
+
+        Where the module cannot be mapped over examples they are taken one by one, with a warning.
+        """
         inputs = self._moved(inputs)
+        U = self._tensor(roots)
+        if not self._looped:
+            try:
+                return self._mapped_rows(inputs, U)
+            except RuntimeError as error:
+                reason = str(error).strip().split("\n")[0][:120]
+            looped = self._looped_rows(inputs, U)  # an error of the model itself comes again here
+            warn(
+                f"{type(self.module).__name__} cannot be mapped over examples ({reason}); they are "
+                "differentiated one by one, which is slower.",
+                ConversionWarning,
+                stacklevel=2,
+            )
+            self._looped = True
+            return looped
+        return self._looped_rows(inputs, U)
+
+    def diagonal(self, inputs: Any, roots: Any) -> torch.Tensor:
+        """Σ_k (U_i J_i)∘² for each example (n, p)."""
+        U = self._tensor(roots)
+        out = U.new_zeros(len(U), self._sites[-1].stop)
+        for part, batch in self._pieces(self._moved(inputs), U):
+            out[part] = self.rows(batch, U[part]).square_().sum(1)
+        return out
+
+    def diagonal_sum(self, inputs: Any, roots: Any) -> torch.Tensor:
+        """Σ_i Σ_k (U_i J_i)∘² (p,), a bounded number of rows at a time."""
+        U = self._tensor(roots)
+        out = U.new_zeros(self._sites[-1].stop)
+        for part, batch in self._pieces(self._moved(inputs), U):
+            out += self.rows(batch, U[part]).square_().sum((0, 1))
+        return out
+
+    def _pieces(self, inputs: Any, U: torch.Tensor) -> Iterator[tuple[slice, Any]]:
+        row = max(1, U.shape[1] * self._sites[-1].stop * U.element_size())
+        size = max(1, ROW_BYTES // row)
+        for start in range(0, len(U), size):
+            part = slice(start, start + size)
+            yield part, _examples(inputs, part)
+
+    def _looped_rows(self, inputs: Any, U: torch.Tensor) -> torch.Tensor:
+        out = U.new_zeros(len(U), U.shape[1], self._sites[-1].stop)
+        with self._quiet():
+            for i in range(len(U)):
+                one = _examples(inputs, slice(i, i + 1))
+                leaves = {n: p.clone().requires_grad_() for n, p in self._parameters().items()}
+                with torch.enable_grad():
+                    z = self._call(leaves, one)
+                for j in range(U.shape[1]):
+                    found = torch.autograd.grad(
+                        z, list(leaves.values()), U[i, j][None], retain_graph=True,
+                        allow_unused=True,
+                    )  # fmt: skip
+                    for site, g in zip(self._sites, found, strict=True):
+                        if g is not None:
+                            out[i, j, site.start : site.stop] = g.reshape(-1)
+        return out
+
+    def _mapped_rows(self, inputs: Any, U: torch.Tensor) -> torch.Tensor:
         with self._quiet():
             parameters = self._parameters()
-            U = self._tensor(roots)
 
             def one(example: Any, root: torch.Tensor) -> torch.Tensor:
                 back = vjp(lambda q: self._call(q, _batch_of_one(example))[0], parameters)[1]
                 (parts,) = vmap(back)(root)
                 return torch.cat([parts[n].reshape(len(root), -1) for n in self._names], dim=1)
 
-            return vmap(one)(inputs, U).detach()
+            # The fused attention kernels have no batching rule, their plain form has.
+            with sdpa_kernel(SDPBackend.MATH):
+                return vmap(one)(inputs, U).detach()
 
     def jvp(self, inputs: Any, direction: Any) -> torch.Tensor:
         """J_i δ (n, C): one forward-mode pass."""
@@ -136,11 +230,12 @@ class ModuleEngine:
 
     def _call(self, parameters: Mapping[str, torch.Tensor], inputs: Any) -> torch.Tensor:
         args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else ((inputs,), {})
-        z = self._outputs_of(functional_call(self.module, dict(parameters), args, dict(kwargs)))
+        returned = functional_call(self.module, dict(parameters), args, dict(kwargs))
+        z = self._outputs_of(returned, inputs)
         if z.ndim != 2:
             raise InvalidInputError(
                 f"The module returned outputs of shape {tuple(z.shape)}; (n, C) is taken. Give "
-                "outputs_of=, a function from what the module returns to z (n, C)."
+                "outputs_of=, a function of what the module returns and its inputs to z (n, C)."
             )
         return z
 
@@ -166,14 +261,14 @@ class ModuleEngine:
         modes = [(m, m.training) for m in self.module.modules()]
         self.module.eval()
         try:
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=_cuda_devices(self.module)):
                 yield
         finally:
             for m, training in modes:
                 m.training = training
 
 
-def _logits(returned: Any) -> torch.Tensor:
+def _logits(returned: Any, inputs: Any) -> torch.Tensor:
     return returned if isinstance(returned, torch.Tensor) else returned.logits
 
 
@@ -181,3 +276,13 @@ def _batch_of_one(example: Any) -> Any:
     if isinstance(example, Mapping):
         return {k: v.unsqueeze(0) for k, v in example.items()}
     return example.unsqueeze(0)
+
+
+def _examples(inputs: Any, part: slice) -> Any:
+    if isinstance(inputs, Mapping):
+        return {k: v[part] for k, v in inputs.items()}
+    return inputs[part]
+
+
+def _cuda_devices(module: torch.nn.Module) -> list[torch.device]:
+    return list({p.device for p in module.parameters() if p.device.type == "cuda"})

@@ -41,6 +41,7 @@ def per_example_fishers(
     labels: LabelRule | None = None,
     output: OutputDistribution | None = None,
     params: ParameterChoice = None,
+    engine: str = "auto",
     batch_size: int | None = None,
     backend: BackendChoice = "auto",
     device: Device = None,
@@ -67,6 +68,9 @@ def per_example_fishers(
     params : str, sequence of str, or callable, optional
         Which parameters: names or glob patterns ("layers.1.*", "*bias"), or a function of the
         name. All of them by default.
+    engine : {"auto", "hooks", "functional"}
+        How a ``torch.nn.Module`` is differentiated; "auto" takes hooks where every chosen
+        parameter belongs to a layer that has a rule. Which way it went is in the facts.
     batch_size : int, optional
         Examples at a time; chosen for about 64 MiB of rows otherwise. Changes nothing but memory.
     backend, device
@@ -112,13 +116,17 @@ def per_example_fishers(
             "object with the methods of fishertope.core.fisher.LabelRule. The data's own labels "
             "play no part in the Fisher; DataLabels() gives the empirical Fisher."
         )
-    engine: ModelEngine = engine_for(model, output=output)
-    columns, sites = choose_parameters(engine.sites, params)
-    source = _RowSource(engine, rule, backend, device)
+    options = {} if engine == "auto" else {"engine": engine}
+    derive: ModelEngine = engine_for(model, output=output, **options)
+    columns, sites = choose_parameters(derive.sites, params)
+    if columns is not None and hasattr(derive, "restricted"):
+        # Engines of large models never form the columns that are not asked for.
+        derive, columns = derive.restricted([s.name for s in sites]), None
+    source = _RowSource(derive, rule, backend, device)
     make = source.diagonal if kind == "diagonal" else source.low_rank
     draws = draws_of(seed)
     parts: list[Any] = []
-    batches, total = batched(data, _default_batch(engine) if batch_size is None else batch_size)
+    batches, total = batched(data, _default_batch(derive) if batch_size is None else batch_size)
     done = 0
     for batch in batches:
         inputs, targets = split_batch(batch)
@@ -133,7 +141,9 @@ def per_example_fishers(
             break
     if not parts:
         raise InvalidInputError("The data hold no example; give at least one.")
-    facts = {"output": engine.output.name, **rule.facts()}
+    facts = {"output": derive.output.name, **rule.facts()}
+    if hasattr(derive, "explanation"):
+        facts["engine"] = derive.explanation
     if isinstance(seed, int):
         facts["seed"] = seed
     return joined(parts, sites, facts)
@@ -203,6 +213,9 @@ class _RowSource:
         if self.dense is not None:
             return Part(values=self._kernel(Kernel.DENSE_FISHER_DIAGONAL, batch))
         roots = self._roots(batch, draws, targets)
+        if hasattr(self.engine, "diagonal"):
+            values = self.engine.diagonal(batch, roots.values)
+            return Part(values=values, kept=roots.kept)
         A = self.engine.rows(batch, roots.values)
         xp = array_namespace(A)
         return Part(values=xp.sum(A * A, axis=1), kept=roots.kept)

@@ -64,7 +64,7 @@ _ENGINES: dict[tuple[str, str], str] = {
         "sklearn.neural_network._multilayer_perceptron",
         "BaseMultilayerPerceptron",
     ): "fishertope.core.model.dense:engine_from_sklearn",
-    ("torch.nn.modules.module", "Module"): "fishertope.backends.torch_gpu.engine:ModuleEngine",
+    ("torch.nn.modules.module", "Module"): "fishertope.backends.torch_gpu.hooks:module_engine",
 }
 
 

@@ -1,0 +1,191 @@
+"""Per-example parameter gradients of single layers, from their inputs and output gradients alone.
+
+A rule knows, for one call of a layer with features of its input (made once) and output gradients
+δ (n, ...) of one root: the gradients of each example, and where there is a shorter way the sum of
+their squares over examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+Grads = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRule:
+    """How one type of layer is differentiated.
+
+    Attributes
+    ----------
+    features : callable
+        (layer, input) → what the gradients need of the input; called once a call of the layer.
+    per_example : callable
+        (layer, features, δ (n, ...)) → gradients (n, *shape) by parameter name.
+    square_sum : callable or None
+        (layer, features, δ (k, n, ...)) → Σ over n and k of the squared gradients (*shape) by
+        parameter name, or ``None`` in place of a dict where only the long way is right.
+    """
+
+    features: Callable[[nn.Module, Tensor], Tensor]
+    per_example: Callable[[nn.Module, Tensor, Tensor], Grads]
+    square_sum: Callable[[nn.Module, Tensor, Tensor], Grads | None] | None = None
+
+
+def rule_of(layer: nn.Module) -> LayerRule | None:
+    """The rule of a layer with parameters of its own, or ``None`` where there is none."""
+    for kind, rule, fits in _RULES:
+        # A subclass counts only where it computes what its base computes.
+        if isinstance(layer, kind) and type(layer).forward is kind.forward and fits(layer):
+            return rule
+    kind = type(layer)
+    own = [name for name, _ in layer.named_parameters(recurse=False)]
+    if kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers."):
+        return _LINEAR
+    if kind.__name__.endswith(("RMSNorm", "T5LayerNorm")) and own == ["weight"]:
+        return _SCALE_LAST
+    return None
+
+
+def _whole(layer: nn.Module, x: Tensor) -> Tensor:
+    return x
+
+
+def _sequence(x: Tensor) -> Tensor:
+    """(n, ..., d) as (n, T, d)."""
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def _transposed(layer: nn.Module) -> bool:
+    """Whether the weight is stored (inputs, outputs)."""
+    return not isinstance(layer, nn.Linear)
+
+
+def _linear(layer: nn.Module, a: Tensor, delta: Tensor) -> Grads:
+    a, delta = _sequence(a), _sequence(delta)
+    first, second = (a, delta) if _transposed(layer) else (delta, a)
+    return {"weight": torch.bmm(first.transpose(1, 2), second), "bias": delta.sum(1)}
+
+
+def _linear_squares(layer: nn.Module, a: Tensor, delta: Tensor) -> Grads | None:
+    """For one position an example: Σ (δ aᵀ)∘² = (Σ δ∘δ)ᵀ (a∘a), summed over roots first."""
+    if a.ndim != 2:
+        return None
+    squares = delta.square().sum(0)
+    first, second = (a.square(), squares) if _transposed(layer) else (squares, a.square())
+    return {"weight": first.T @ second, "bias": squares.sum(0)}
+
+
+def _unfolded(layer: nn.Module, x: Tensor) -> Tensor:
+    """Patches (n, groups, c·kernel, positions) of a convolution's input."""
+    kernel, dilation, padding, stride = _as_2d(layer)
+    if x.ndim == 3:
+        x = x.unsqueeze(2)
+    patches = F.unfold(x, kernel, dilation=dilation, padding=padding, stride=stride)
+    groups = int(layer.groups)  # type: ignore[arg-type]
+    return patches.reshape(x.shape[0], groups, -1, patches.shape[-1])
+
+
+def _as_2d(layer: nn.Module) -> tuple[tuple[int, int], ...]:
+    found = []
+    for name, lead in (("kernel_size", 1), ("dilation", 1), ("padding", 0), ("stride", 1)):
+        value = tuple(getattr(layer, name))
+        found.append(value if len(value) == 2 else (lead, value[0]))
+    return tuple(found)
+
+
+def _conv(layer: nn.Module, patches: Tensor, delta: Tensor) -> Grads:
+    n, groups = patches.shape[:2]
+    delta = delta.reshape(n, groups, -1, patches.shape[-1])
+    weight = torch.matmul(delta, patches.transpose(2, 3))
+    shape = (n, *layer.weight.shape)  # type: ignore[misc]
+    return {"weight": weight.reshape(shape), "bias": delta.sum(-1).reshape(n, -1)}
+
+
+def _is_plain_conv(layer: nn.Module) -> bool:
+    return getattr(layer, "padding_mode", "") == "zeros" and not isinstance(layer.padding, str)
+
+
+def _counted(layer: nn.Module, tokens: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of δ over equal tokens of one example: (example, token, sum)."""
+    n, rows = tokens.shape[0], int(layer.weight.shape[0])  # type: ignore[union-attr,index]
+    owner = torch.arange(n, device=tokens.device)[:, None]
+    key = (owner * rows + tokens.reshape(n, -1)).reshape(-1)
+    kept, place = torch.unique(key, return_inverse=True)
+    sums = delta.new_zeros(len(kept), delta.shape[-1])
+    sums.index_add_(0, place, delta.reshape(-1, delta.shape[-1]))
+    skip = layer.padding_idx
+    if skip is not None:
+        live = kept % rows != skip
+        kept, sums = kept[live], sums[live]
+    return kept // rows, kept % rows, sums
+
+
+def _embedding(layer: nn.Module, tokens: Tensor, delta: Tensor) -> Grads:
+    example, token, sums = _counted(layer, tokens, delta)
+    weight = delta.new_zeros(tokens.shape[0], *layer.weight.shape)  # type: ignore[misc]
+    weight[example, token] = sums
+    return {"weight": weight}
+
+
+def _embedding_squares(layer: nn.Module, tokens: Tensor, delta: Tensor) -> Grads:
+    """Repeated tokens of an example are added before squaring; no table an example is formed."""
+    out = delta.new_zeros(*layer.weight.shape)  # type: ignore[misc]
+    for one in delta:
+        _, token, sums = _counted(layer, tokens, one)
+        out.index_add_(0, token, sums.square_())
+    return {"weight": out}
+
+
+def _is_plain_embedding(layer: nn.Module) -> bool:
+    return layer.max_norm is None and not layer.scale_grad_by_freq
+
+
+def _normalised(layer: nn.Module, x: Tensor) -> Tensor:
+    """x̂ of a layer w∘x̂ + b: its value at w = 1, less that at w = 0."""
+    own = {name: p.detach() for name, p in layer.named_parameters(recurse=False)}
+    ones = {name: torch.ones_like(p) for name, p in own.items() if name == "weight"}
+    zeros = {name: torch.zeros_like(p) for name, p in own.items()}
+    call = functional_call
+    return call(layer, zeros | ones, (x,)) - call(layer, zeros, (x,))
+
+
+def _scale_last(layer: nn.Module, x: Tensor, delta: Tensor) -> Grads:
+    """Scale and shift over the last axes."""
+    lead = (delta.shape[0], -1)
+    shape = tuple(layer.weight.shape)  # type: ignore[union-attr,arg-type]
+    both = {"weight": delta * x, "bias": delta}
+    return {name: g.reshape(*lead, *shape).sum(1) for name, g in both.items()}
+
+
+def _scale_channels(layer: nn.Module, x: Tensor, delta: Tensor) -> Grads:
+    """Scale and shift of the channels on axis 1."""
+    lead = (delta.shape[0], delta.shape[1], -1)
+    return {
+        "weight": (delta * x).reshape(*lead).sum(2),
+        "bias": delta.reshape(*lead).sum(2),
+    }
+
+
+_LINEAR = LayerRule(_whole, _linear, _linear_squares)
+_SCALE_LAST = LayerRule(_normalised, _scale_last)
+_SCALE_CHANNELS = LayerRule(_normalised, _scale_channels)
+
+_RULES: tuple[tuple[type[nn.Module], LayerRule, Callable[[nn.Module], bool]], ...] = (
+    (nn.Linear, _LINEAR, lambda layer: True),
+    (nn.Conv1d, LayerRule(_unfolded, _conv), _is_plain_conv),
+    (nn.Conv2d, LayerRule(_unfolded, _conv), _is_plain_conv),
+    (nn.Embedding, LayerRule(_whole, _embedding, _embedding_squares), _is_plain_embedding),
+    (nn.LayerNorm, _SCALE_LAST, lambda layer: True),
+    (nn.RMSNorm, _SCALE_LAST, lambda layer: True),
+    (nn.GroupNorm, _SCALE_CHANNELS, lambda layer: True),
+    # In evaluation mode the running statistics are constants.
+    (nn.BatchNorm1d, _SCALE_CHANNELS, lambda layer: bool(layer.track_running_stats)),
+    (nn.BatchNorm2d, _SCALE_CHANNELS, lambda layer: bool(layer.track_running_stats)),
+)

@@ -1,0 +1,434 @@
+"""Engine of modules made of common layers: activations and output gradients only.
+
+One forward pass keeps the input of every call of a layer, one backward pass a root gives the
+gradients at the layers' outputs; the gradient of each example follows from the two without another
+pass. The first batch is checked against ordinary backpropagation, so that a parameter used behind
+the layers' back is noticed instead of being left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+from warnings import warn
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from ...core.errors import ConversionWarning, InvalidInputError
+from ...core.model import OutputDistribution
+from ._layer_rules import Grads, LayerRule, rule_of
+from .engine import ModuleEngine, OutputsOf
+
+# Per-example gradients that are only squared and summed take at most this many bytes at a time.
+BLOCK_BYTES = 32 << 20
+
+
+class _Unsupported(Exception):
+    """Why the layers of this model do not tell its gradients."""
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """One call of a layer in the forward pass."""
+
+    layer: nn.Module
+    name: str
+    rule: LayerRule
+    input: Tensor
+    version: int
+    edge: Any
+    shape: tuple[int, ...]
+    features: Tensor | None = None
+
+    def ready(self) -> Tensor:
+        """Features of the input, made when first asked for."""
+        if self.features is None:
+            if self.input._version != self.version:
+                raise _Unsupported(f"the input of {self.name!r} is changed in place")
+            with torch.no_grad():
+                self.features = self.rule.features(self.layer, self.input)
+        return self.features
+
+
+class HooksEngine(ModuleEngine):
+    """Derivatives of a module from its layers' inputs and output gradients.
+
+    Parameters
+    ----------
+    module, output, outputs_of
+        See :class:`ModuleEngine`.
+    strict : bool
+        Raise where the layers do not tell the gradients, instead of going over to function
+        transforms with a warning.
+
+    Raises
+    ------
+    InvalidInputError
+        With ``strict``: if a parameter belongs to a layer without a rule, or the first batch shows
+        that gradients do not come from the layers' calls alone, or mix examples.
+
+    Notes
+    -----
+    Layers: Linear over vectors and sequences, Conv1d, Conv2d, Embedding, LayerNorm, RMSNorm,
+    GroupNorm, BatchNorm (evaluation mode), and the Conv1D and RMSNorm layers of transformers.
+    Tied parameters add the gradients of all their uses. Cost of k rows an example: one forward pass
+    and k backward passes to the activations, and one product a layer and row.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        output: OutputDistribution | None = None,
+        outputs_of: OutputsOf | None = None,
+        strict: bool = True,
+    ) -> None:
+        super().__init__(module, output=output, outputs_of=outputs_of)
+        self._strict = strict
+        self._judge()
+
+    def _judge(self) -> None:
+        """Whether the layers of the chosen parameters have rules."""
+        self._trusted = False
+        self._refusal = why_not_hooks(self.module, self._names)
+        self.explanation = "hooks: every parameter belongs to a layer with a rule"
+        if self._refusal:
+            self.explanation = f"functional: {self._refusal}"
+            if self._strict:
+                self._give_up(self._refusal)
+
+    def restricted(self, names: Iterable[str]) -> HooksEngine:
+        """An engine over some of the sites; the choice between the two ways is made anew."""
+        new = cast(HooksEngine, super().restricted(names))
+        new._judge()
+        return new
+
+    def rows(self, inputs: Any, roots: Any) -> Tensor:
+        """Rows U_i J_i (n, k, p)."""
+        U = self._tensor(roots)
+        out = U.new_zeros(len(U), U.shape[1], self._sites[-1].stop)
+
+        def add(j: int, grads: Iterable[tuple[str, int, Tensor]]) -> None:
+            for name, start, g in grads:
+                site = self._by_name[name]
+                part = out[start : start + len(g), j, site.start : site.stop]
+                part += g.reshape(len(g), -1)
+
+        if self._each_root(inputs, U, add):
+            return out
+        return super().rows(inputs, U)
+
+    def diagonal(self, inputs: Any, roots: Any) -> Tensor:
+        """Σ_k (U_i J_i)∘² for each example (n, p); no more than one root's rows are formed."""
+        U = self._tensor(roots)
+        out = U.new_zeros(len(U), self._sites[-1].stop)
+
+        def add(j: int, grads: Iterable[tuple[str, int, Tensor]]) -> None:
+            for name, start, g in _summed(grads):
+                site = self._by_name[name]
+                out[start : start + len(g), site.start : site.stop] += g.reshape(len(g), -1) ** 2
+
+        if self._each_root(inputs, U, add):
+            return out
+        return super().diagonal(inputs, U)
+
+    def diagonal_sum(self, inputs: Any, roots: Any) -> Tensor:
+        """Σ_i Σ_k (U_i J_i)∘² (p,); no gradient of one example of a whole layer is kept."""
+        U = self._tensor(roots)
+        inputs = self._moved(inputs)
+        if not self._refusal:
+            try:
+                return self._squares(inputs, U)
+            except _Unsupported as refusal:
+                self._give_up(str(refusal))
+        return super().diagonal_sum(inputs, U)
+
+    def _squares(self, inputs: Any, U: Tensor) -> Tensor:
+        out = U.new_zeros(self._sites[-1].stop)
+        with self._recorded(inputs, U) as (calls, passes):
+            groups = self._groups(calls)
+            for _, deltas in passes:
+                for members in groups:
+                    if len(members) == 1:
+                        done = self._short_way(calls[members[0]], deltas[members[0]])
+                    else:
+                        done = None
+                    if done is None:
+                        done = self._long_way([(calls[m], deltas[m]) for m in members])
+                    for name, value in done.items():
+                        site = self._by_name[name]
+                        out[site.start : site.stop] += value.reshape(-1)
+        return out
+
+    def _short_way(self, call: _Call, delta: Tensor | None) -> Grads | None:
+        if delta is None:
+            return {}
+        if call.rule.square_sum is None:
+            return None
+        sums = call.rule.square_sum(call.layer, call.ready(), delta)
+        return None if sums is None else dict(self._chosen(call, sums))
+
+    def _long_way(self, members: Sequence[tuple[_Call, Tensor | None]]) -> Grads:
+        """Gradients of a few examples at a time, squared and added."""
+        out: Grads = {}
+        n = members[0][0].shape[0]
+        size = sum(p.numel() * p.element_size() for c, _ in members for p in c.layer.parameters())
+        step = max(1, BLOCK_BYTES // max(1, size))
+        k = next((len(d) for _, d in members if d is not None), 0)
+        for j in range(k):
+            for start in range(0, n, step):
+                part = slice(start, start + step)
+                found = (
+                    (name, start, g)
+                    for call, delta in members
+                    if delta is not None
+                    for name, g in self._chosen(
+                        call, call.rule.per_example(call.layer, call.ready()[part], delta[j, part])
+                    )
+                )
+                for name, _, g in _summed(found):
+                    value = g.square_().sum(0)
+                    out[name] = out[name] + value if name in out else value
+        return out
+
+    def _each_root(
+        self,
+        inputs: Any,
+        U: Tensor,
+        add: Callable[[int, Iterable[tuple[str, int, Tensor]]], None],
+    ) -> bool:
+        """Hand the gradients of one root after another to ``add``; ``False`` where refused."""
+        if self._refusal:
+            return False
+        try:
+            with self._recorded(self._moved(inputs), U) as (calls, passes):
+                for first, deltas in passes:
+                    k = next((len(d) for d in deltas if d is not None), 0)
+                    for j in range(k):
+                        add(first + j, self._grads(calls, deltas, j))
+        except _Unsupported as refusal:
+            self._give_up(str(refusal))
+            return False
+        return True
+
+    def _grads(
+        self, calls: Sequence[_Call], deltas: Sequence[Tensor | None], j: int
+    ) -> Iterator[tuple[str, int, Tensor]]:
+        for call, delta in zip(calls, deltas, strict=True):
+            if delta is not None:
+                found = call.rule.per_example(call.layer, call.ready(), delta[j])
+                for name, g in self._chosen(call, found):
+                    yield name, 0, g
+
+    def _chosen(self, call: _Call, grads: Grads) -> Iterator[tuple[str, Tensor]]:
+        """Gradients of the chosen parameters of a layer, under their names in the model."""
+        for name, parameter in call.layer.named_parameters(recurse=False):
+            full = self._site_names.get(parameter)
+            if full is not None and name in grads:
+                yield full, grads[name]
+
+    def _groups(self, calls: Sequence[_Call]) -> list[list[int]]:
+        """Calls that share a chosen parameter, together."""
+        owner: dict[str, list[int]] = {}
+        for i, call in enumerate(calls):
+            names = (self._site_names.get(p) for p in call.layer.parameters(recurse=False))
+            joined = [i]
+            for group in {id(owner[n]): owner[n] for n in names if n in owner}.values():
+                joined = group + joined
+            for c in joined:
+                for p in calls[c].layer.parameters(recurse=False):
+                    owner[self._site_names.get(p, "")] = joined
+        owner.pop("", None)
+        return list({id(g): g for g in owner.values()}.values())
+
+    @contextmanager
+    def _recorded(
+        self, inputs: Any, U: Tensor
+    ) -> Iterator[tuple[list[_Call], Iterator[tuple[int, list[Tensor | None]]]]]:
+        """Forward pass with the layers' calls, and the output gradients of one root or more."""
+        n, calls = len(U), []
+        handles: list[Any] = []
+        given = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
+        if len(given) != n:
+            raise InvalidInputError(
+                f"Roots of {n} examples were given for a batch of {len(given)}; one each."
+            )
+
+        def keep(layer: nn.Module, args: Any, result: Any) -> None:
+            call = self._call_of(layer, args, result, n)
+            calls.append(call)
+
+        def widen(layer: nn.Module, args: Any) -> Any:
+            # One row of positions for all examples becomes one row each.
+            if isinstance(layer, nn.Embedding) and args and args[0].shape[0] == 1 < n:
+                return (args[0].expand(n, *args[0].shape[1:]),)
+            return None
+
+        with self._quiet(), torch.enable_grad():
+            try:
+                for layer in self._layers():
+                    handles.append(layer.register_forward_pre_hook(widen))
+                    handles.append(layer.register_forward_hook(keep))
+                z = self._call(self._attached(), inputs)
+            finally:
+                for handle in handles:
+                    handle.remove()
+            if not self._trusted and z.requires_grad:
+                self._check_first(calls, z)
+            yield calls, _passes(calls, z, U)
+
+    def _call_of(self, layer: nn.Module, args: Any, result: Any, n: int) -> _Call:
+        name, rule = self._known[layer]
+        x = args[0] if args else None
+        if not isinstance(x, Tensor) or not isinstance(result, Tensor):
+            raise _Unsupported(f"{name!r} is called with something else than one tensor")
+        if x.shape[0] != n or result.shape[0] != n:
+            raise _Unsupported(
+                f"{name!r} is called with an input of shape {tuple(x.shape)}, whose first axis is "
+                f"not the {n} examples"
+            )
+        edge = get_gradient_edge(result)
+        return _Call(layer, name, rule, x.detach(), x._version, edge, tuple(result.shape))
+
+    def _check_first(self, calls: list[_Call], z: Tensor) -> None:
+        """Compare with backpropagation: every gradient found, and none of another example's."""
+        generator = torch.Generator(device=z.device).manual_seed(0)
+        u = torch.zeros_like(z)
+        u[0] = torch.randn(z.shape[1], generator=generator, device=z.device, dtype=z.dtype)
+        attached = self._attached()
+        edges = [c.edge for c in calls]
+        found = torch.autograd.grad(
+            z, [*edges, *attached.values()], u, retain_graph=True, allow_unused=True
+        )
+        deltas, truth = found[: len(edges)], found[len(edges) :]
+        sums: Grads = {}
+        with torch.no_grad():
+            for call, delta in zip(calls, deltas, strict=True):
+                if delta is None:
+                    continue
+                if bool((delta[1:] != 0).any()):
+                    raise _Unsupported(f"{call.name!r} mixes the examples of a batch")
+                one = call.rule.per_example(call.layer, call.ready()[:1], delta[:1])
+                for name, g in self._chosen(call, one):
+                    sums[name] = sums[name] + g[0] if name in sums else g[0]
+        close = 1e-8 if z.dtype == torch.float64 else 1e-3
+        for name, true in zip(attached, truth, strict=True):
+            if true is None:
+                continue
+            mine = sums.get(name, torch.zeros_like(true)).reshape(true.shape)
+            scale = float(true.abs().max())
+            if float((mine - true).abs().max()) > close * scale + close * 1e-6:
+                raise _Unsupported(f"{name!r} is also used outside the calls of its layer")
+        # A single example cannot show whether a batch is mixed.
+        self._trusted = z.shape[0] > 1
+
+    def _attached(self) -> dict[str, Tensor]:
+        """The chosen parameters themselves, which record gradients."""
+        parameters = dict(self.module.named_parameters())
+        return {n: parameters[n] for n in self._names}
+
+    def _layers(self) -> list[nn.Module]:
+        """Layers with chosen parameters, and what is known of them."""
+        attached = self._attached()
+        self._site_names = {p: n for n, p in attached.items()}
+        self._by_name = {s.name: s for s in self._sites}
+        self._known: dict[nn.Module, tuple[str, LayerRule]] = {}
+        for name, layer in self.module.named_modules():
+            own = list(layer.parameters(recurse=False))
+            if any(p in self._site_names for p in own):
+                rule = rule_of(layer)
+                if rule is None:
+                    raise _Unsupported(f"{name!r} ({type(layer).__name__}) has no rule")
+                self._known[layer] = (name, rule)
+        return list(self._known)
+
+    def _give_up(self, reason: str) -> None:
+        self._refusal = reason
+        self.explanation = f"functional: {reason}"
+        if self._strict:
+            raise InvalidInputError(
+                f"engine='hooks' was asked for this {type(self.module).__name__}, but {reason}. "
+                "Use engine='functional', or leave the parameter out with params=."
+            )
+        warn(
+            f"{type(self.module).__name__}: {reason}; function transforms are used, which is "
+            "slower.",
+            ConversionWarning,
+            stacklevel=4,
+        )
+
+
+def why_not_hooks(module: nn.Module, names: Sequence[str]) -> str:
+    """The first reason why the hooks engine cannot differentiate these parameters, or ""."""
+    parameters = dict(module.named_parameters())
+    chosen = {parameters[n] for n in names}
+    for name, layer in module.named_modules():
+        own = [p for p in layer.parameters(recurse=False) if p in chosen]
+        if own and rule_of(layer) is None:
+            return f"{name or 'the module itself'!r} ({type(layer).__name__}) has no rule"
+    return ""
+
+
+def module_engine(
+    module: nn.Module,
+    *,
+    output: OutputDistribution | None = None,
+    outputs_of: OutputsOf | None = None,
+    engine: str = "auto",
+) -> ModuleEngine:
+    """The engine of a module: hooks where every parameter allows it, else function transforms.
+
+    Parameters
+    ----------
+    module, output, outputs_of
+        See :class:`ModuleEngine`.
+    engine : {"auto", "hooks", "functional"}
+        "auto" explains its choice in ``explanation``.
+
+    Raises
+    ------
+    InvalidInputError
+        For another name, or "hooks" where the layers do not allow it.
+    """
+    if engine == "functional":
+        return ModuleEngine(module, output=output, outputs_of=outputs_of)
+    if engine == "hooks":
+        return HooksEngine(module, output=output, outputs_of=outputs_of)
+    if engine != "auto":
+        raise InvalidInputError(
+            f"engine={engine!r} was given; accepted: 'auto', 'hooks', 'functional'."
+        )
+    return HooksEngine(module, output=output, outputs_of=outputs_of, strict=False)
+
+
+def _passes(
+    calls: Sequence[_Call], z: Tensor, U: Tensor
+) -> Iterator[tuple[int, list[Tensor | None]]]:
+    """Output gradients (k', n, ...) of all calls, from root number ``first`` on."""
+    edges = [c.edge for c in calls]
+    k = U.shape[1]
+    if not edges or not z.requires_grad or k == 0:
+        return
+    if k > 1 and all(len(c.shape) == 2 for c in calls):
+        # Small activations: all roots in one batched pass.
+        found = torch.autograd.grad(
+            z, edges, U.transpose(0, 1), is_grads_batched=True, allow_unused=True
+        )
+        yield 0, list(found)
+        return
+    for j in range(k):
+        found = torch.autograd.grad(z, edges, U[:, j], retain_graph=j + 1 < k, allow_unused=True)
+        yield j, [None if d is None else d.unsqueeze(0) for d in found]
+
+
+def _summed(grads: Iterable[tuple[str, int, Tensor]]) -> list[tuple[str, int, Tensor]]:
+    """Gradients of several uses of one parameter added."""
+    sums: dict[tuple[str, int], Tensor] = {}
+    for name, start, g in grads:
+        key = name, start
+        sums[key] = sums[key] + g if key in sums else g
+    return [(name, start, g) for (name, start), g in sums.items()]
