@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def draws_of(seed: Seed, *, first: int = 0) -> Draws:
         If the seed is neither a whole number ≥ 0 nor a NumPy generator.
     """
     if isinstance(seed, np.random.Generator):
-        words = seed.integers(0, 2**64, size=2, dtype=np.uint64)
+        words: Any = seed.integers(0, 2**64, size=2, dtype=np.uint64)
     elif isinstance(seed, int | np.integer) and not isinstance(seed, bool) and seed >= 0:
         words = np.random.SeedSequence(int(seed)).generate_state(2, np.uint64)
     else:
