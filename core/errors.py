@@ -32,6 +32,18 @@ class EngineNotFound(FishertopeError, TypeError):
     """No model engine is registered for this type of model."""
 
 
+class DegenerateArrangement(InvalidInputError):
+    """Some rows are linearly dependent, or too nearly so, where general position is needed."""
+
+
+class DegenerateDirection(InvalidInputError):
+    """A direction is orthogonal to a row, or too nearly so: the sign pattern is not defined."""
+
+
+class InfeasiblePattern(InvalidInputError):
+    """No direction has this sign pattern on the given rows."""
+
+
 class CorruptFileError(FishertopeError, ValueError):
     """A file of ours is truncated, altered, or not what its header says."""
 

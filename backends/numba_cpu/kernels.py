@@ -15,6 +15,7 @@ import numpy as np
 
 from ...core.backend import Kernel
 from ...core.backend.layout import DenseLayer, dense_layout
+from ...core.backend.subsets import subset_of_rank
 from ...core.backend.threads import serial_blas
 from ...core.types import FloatArray, IntArray, NumpyArray
 from ._factor_kernels import descend, scale_segments, segment_products
@@ -29,6 +30,7 @@ from ._fisher_kernels import (
 )
 from ._sparse_kernels import columns_times, rows_times
 from ._split import split
+from ._sweep_kernels import sweep_cells
 from ._zonotope_kernels import positive_sums, write_signs
 
 # Entries of the largest temporary: a few MB, so that blocks stay in the cache.
@@ -335,6 +337,24 @@ def sparse_pullback(
     return out
 
 
+def sweep_chambers(
+    rotated: FloatArray, *, level: int, start: int, count: int
+) -> tuple[NumpyArray, FloatArray]:
+    """Patterns (count, n) int8 and clearances (count,) of consecutive cells of one level."""
+    n, d = rotated.shape
+    columns = np.ascontiguousarray(rotated.T, dtype=np.float64)
+    patterns = np.empty((count, n), dtype=np.int8)
+    clearance = np.empty(count)
+
+    def part(begin: int, end: int) -> None:
+        if end > begin:
+            first = subset_of_rank(start + begin, n - 1, d - 1 - level)
+            sweep_cells(columns, level, first, patterns[begin:end], clearance[begin:end])
+
+    split(part, count, work=patterns.size * d)
+    return patterns, clearance.astype(rotated.dtype, copy=False)
+
+
 KERNELS: dict[Kernel, Callable[..., Any]] = {
     Kernel.DENSE_FISHER_ROWS: dense_fisher_rows,
     Kernel.DENSE_FISHER_DIAGONAL: dense_fisher_diagonal,
@@ -347,4 +367,5 @@ KERNELS: dict[Kernel, Callable[..., Any]] = {
     Kernel.SPARSE_PULLBACK: sparse_pullback,
     Kernel.ZONOTOPE_SUPPORT: zonotope_support,
     Kernel.SIGN_PATTERNS: sign_patterns,
+    Kernel.SWEEP_CHAMBERS: sweep_chambers,
 }

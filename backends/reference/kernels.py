@@ -15,6 +15,7 @@ import numpy as np
 
 from ...core.backend import Kernel
 from ...core.backend.layout import dense_layout
+from ...core.backend.subsets import subset_of_rank
 from ...core.types import FloatArray, IntArray, NumpyArray
 
 
@@ -262,6 +263,49 @@ def sign_patterns(generators: FloatArray, directions: FloatArray) -> NumpyArray:
     return np.sign(directions @ generators.T).astype(np.int8)
 
 
+def sweep_chambers(
+    rotated: FloatArray, *, level: int, start: int, count: int
+) -> tuple[NumpyArray, FloatArray]:
+    """Patterns (count, n) int8 and clearances (count,) of consecutive cells of one level."""
+    y = rotated.astype(np.float64)
+    n, d = y.shape
+    r = d - 1 - level
+    c = 1.0 if level == 0 else -1.0
+    patterns = np.ones((count, n), dtype=np.int8)
+    clearance = np.zeros(count)
+    for cell in range(count):
+        s = subset_of_rank(start + cell, n - 1, r)
+        a = y[s, level + 1 :]
+        pivot = _relative_pivot(a)
+        if pivot == 0.0:
+            continue
+        z = np.linalg.solve(a, -c * y[s, level])
+        multipliers = np.linalg.solve(a.T, np.eye(r)[0]) if r else np.empty(0)
+        w = np.concatenate([np.zeros(level), [c], z])
+        products = y @ w
+        patterns[cell] = np.where(products > 0, 1, -1)
+        patterns[cell, s] = np.where(multipliers > 0, 1, -1)
+        patterns[cell, -1] = 1
+        free = np.delete(np.arange(n - 1), s)
+        gaps = [1.0, *np.abs(products[free]) / np.linalg.norm(w)]
+        gaps += list(np.abs(multipliers) / np.linalg.norm(multipliers))
+        clearance[cell] = min(gaps) * pivot
+    return patterns, clearance.astype(rotated.dtype)
+
+
+def _relative_pivot(a: FloatArray) -> float:
+    """Smallest over largest pivot of Gaussian elimination with partial pivoting."""
+    u, pivots = a.copy(), []
+    for k in range(len(u)):
+        at = k + int(np.argmax(np.abs(u[k:, k])))
+        if u[at, k] == 0.0:
+            return 0.0
+        u[[k, at]] = u[[at, k]]
+        pivots.append(abs(float(u[k, k])))
+        u[k + 1 :] -= np.outer(u[k + 1 :, k] / u[k, k], u[k])
+    return min(pivots) / max(pivots) if pivots else 1.0
+
+
 KERNELS: dict[Kernel, Callable[..., Any]] = {
     Kernel.DENSE_FISHER_ROWS: dense_fisher_rows,
     Kernel.DENSE_FISHER_DIAGONAL: dense_fisher_diagonal,
@@ -274,4 +318,5 @@ KERNELS: dict[Kernel, Callable[..., Any]] = {
     Kernel.SPARSE_PULLBACK: sparse_pullback,
     Kernel.ZONOTOPE_SUPPORT: zonotope_support,
     Kernel.SIGN_PATTERNS: sign_patterns,
+    Kernel.SWEEP_CHAMBERS: sweep_chambers,
 }

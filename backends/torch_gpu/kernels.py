@@ -16,6 +16,7 @@ from torch import Tensor
 from ...core.backend import Kernel
 from ...core.backend.layout import DenseLayer, dense_layout
 from ...core.model import Categorical, Gaussian
+from ._sweep import sweep_chambers
 
 # Entries of the largest temporary of the mean diagonal: 32 MB in float64.
 _BLOCK = 1 << 22
@@ -239,4 +240,5 @@ KERNELS: dict[Kernel, Callable[..., Any]] = {
     Kernel.SPARSE_PULLBACK: sparse_pullback,
     Kernel.ZONOTOPE_SUPPORT: zonotope_support,
     Kernel.SIGN_PATTERNS: sign_patterns,
+    Kernel.SWEEP_CHAMBERS: sweep_chambers,
 }

@@ -23,6 +23,7 @@ class Kernel(StrEnum):
     SPARSE_PULLBACK = "sparse_pullback"
     ZONOTOPE_SUPPORT = "zonotope_support"
     SIGN_PATTERNS = "sign_patterns"
+    SWEEP_CHAMBERS = "sweep_chambers"
 
     @property
     def spec(self) -> "KernelSpec":
@@ -202,5 +203,19 @@ SPECS: dict[Kernel, KernelSpec] = {
         arguments=(Argument("generators", "n d"), Argument("directions", "k d")),
         returns=("k n",),
         source=_RELU,
+    ),
+    Kernel.SWEEP_CHAMBERS: KernelSpec(
+        interface="zonotope",
+        formula="with r = d−1−level and c = +1 if level = 0 else −1: for each r-subset S of the "
+        "first n−1 rows, `start` to `start`+`count` in lexicographic order, w = (0, …, 0, c, z) "
+        "with Y_S w = 0; s_i = sign(Y_i·w) off S, s_S = sign(λ) with A_Sᵀλ = e_1, A_S the last r "
+        "columns, s_n = +1, as int8; and the clearance of each cell: its smallest |Y_i·w|/‖w‖ or "
+        "|λ_i|/‖λ‖ times its smallest relative pivot, 0 where a pivot vanishes",
+        arguments=(Argument("rotated", "n d"),),
+        options=("level", "start", "count"),
+        required=("level", "start", "count"),
+        returns=("c n", "c"),
+        nonempty=("n",),
+        source="fishertope: Zaslavsky's count made constructive",
     ),
 }

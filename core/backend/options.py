@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import comb
 from typing import Any
 
 from ..errors import InvalidInputError
@@ -36,8 +37,24 @@ def check_options(kernel: Kernel, arrays: Sequence[Any], options: dict[str, Any]
             raise InvalidInputError(
                 f"{kernel} was given {name}={value!r}; {accepted[0]} is accepted."
             )
+    if kernel is Kernel.SWEEP_CHAMBERS:
+        _check_range(arrays[0], options)
     if "sizes" in options:
         _check_sizes(kernel, arrays, tuple(options["sizes"]))
+
+
+def _check_range(rotated: Any, options: dict[str, Any]) -> None:
+    """The level must exist, and the cells asked for must exist on it."""
+    n, d = (int(s) for s in rotated.shape)
+    level, start, count = (options[k] for k in ("level", "start", "count"))
+    if level >= d:
+        raise InvalidInputError(f"level={level} was given; 0 to {d - 1} is accepted for d = {d}.")
+    cells = comb(n - 1, d - 1 - level)
+    if start + count > cells:
+        raise InvalidInputError(
+            f"start={start}, count={count} were given; level {level} of {n} rows in {d} "
+            f"dimensions has {cells} cells."
+        )
 
 
 def _check_sizes(kernel: Kernel, arrays: Sequence[Any], sizes: tuple[int, ...]) -> None:
@@ -70,6 +87,9 @@ _ACCEPTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "output": (f"one of {', '.join(OUTPUTS)}", lambda v: v in OUTPUTS),
     "reduced": ("True or False", lambda v: isinstance(v, bool)),
     "n_columns": ("a whole number >= 0", lambda v: _is_count(v, 0)),
+    "level": ("a whole number >= 0", lambda v: _is_count(v, 0)),
+    "start": ("a whole number >= 0", lambda v: _is_count(v, 0)),
+    "count": ("a whole number >= 0", lambda v: _is_count(v, 0)),
     "sweeps": ("a whole number >= 0", lambda v: _is_count(v, 0)),
     "tol": (
         "a number >= 0",

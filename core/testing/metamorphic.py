@@ -163,6 +163,18 @@ def _moved(offsets: IntArray) -> tuple[IntArray, IntArray]:
     return rows, np.concatenate([[0], np.cumsum(ranks)]).astype(np.int64)
 
 
+def _sweep(run: Run, problem: Problem) -> Iterator[Pair]:
+    (rotated,), options = problem.arrays, problem.options
+    patterns, clearance = run(problem.kernel, rotated, **options)
+    again, _ = run(problem.kernel, 4.0 * rotated, **options)
+    yield "rows scaled by a power of two", again, patterns
+    if options["count"] > 1:
+        last = {**options, "start": options["start"] + options["count"] - 1, "count": 1}
+        alone = run(problem.kernel, rotated, **last)
+        yield "the last cell alone", alone[0], patterns[-1:]
+        yield "its clearance", alone[1], clearance[-1:]
+
+
 _RELATIONS: dict[Kernel, Callable[[Run, Problem], Iterator[Pair]]] = {
     Kernel.DENSE_FISHER_ROWS: _dense,
     Kernel.DENSE_FISHER_DIAGONAL: _dense,
@@ -175,4 +187,5 @@ _RELATIONS: dict[Kernel, Callable[[Run, Problem], Iterator[Pair]]] = {
     Kernel.SPARSE_PULLBACK: _sparse,
     Kernel.ZONOTOPE_SUPPORT: _support,
     Kernel.SIGN_PATTERNS: _signs,
+    Kernel.SWEEP_CHAMBERS: _sweep,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -188,6 +189,19 @@ def _signs(rng: np.random.Generator) -> Iterator[_Made]:
     yield "real numbers", (generators[clear], directions), {}
 
 
+def _sweep(rng: np.random.Generator) -> Iterator[_Made]:
+    for n, d in ((7, 3), (5, 1), (1, 3), (3, 4), (6, 2), (8, 5), (30, 3)):
+        rows = rng.normal(size=(n, d))
+        rows[-1, 1:] = 0.0  # the last row is a multiple of the first axis, as the sweep has it
+        rows[-1, 0] = 1.0
+        for level in range(d):
+            count = comb(n - 1, d - 1 - level)
+            name, options = f"n={n} d={d} level={level}", {"level": level, "start": 0}
+            yield name, (rows,), {**options, "count": count}
+            if count > 2:
+                yield f"{name}, a part", (rows,), {**options, "start": 1, "count": count - 2}
+
+
 _MAKERS: dict[Kernel, Callable[[np.random.Generator], Iterator[_Made]]] = {
     Kernel.DENSE_FISHER_ROWS: lambda rng: _dense(Kernel.DENSE_FISHER_ROWS, rng),
     Kernel.DENSE_FISHER_DIAGONAL: lambda rng: _dense(Kernel.DENSE_FISHER_DIAGONAL, rng),
@@ -200,4 +214,5 @@ _MAKERS: dict[Kernel, Callable[[np.random.Generator], Iterator[_Made]]] = {
     Kernel.SPARSE_PULLBACK: lambda rng: _sparse(rng, transposed=True),
     Kernel.ZONOTOPE_SUPPORT: _zonotope,
     Kernel.SIGN_PATTERNS: _signs,
+    Kernel.SWEEP_CHAMBERS: _sweep,
 }

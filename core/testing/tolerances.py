@@ -50,6 +50,8 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ("zonotope_support", "float32"): Tolerance(5e-6, "products, and sums of positive terms"),
     ("sign_patterns", "float64"): Tolerance(0.0, _EXACT),
     ("sign_patterns", "float32"): Tolerance(0.0, _EXACT),
+    ("sweep_chambers", "float64"): Tolerance(1e-9, "solves of small systems; signs are exact"),
+    ("sweep_chambers", "float32"): Tolerance(1e-5, "the clearance is rounded; signs are exact"),
     # Purposes beside the kernels, for tests of any part.
     ("finite_differences", "float64"): Tolerance(
         1e-6, "central differences with a step of 1e-5: error 1e-10 / 1e-5 and h² f'''"
