@@ -42,6 +42,7 @@ def per_example_fishers(
     output: OutputDistribution | None = None,
     params: ParameterChoice = None,
     engine: str = "auto",
+    outputs_of: Callable[[Any, Any], Array] | None = None,
     batch_size: int | None = None,
     backend: BackendChoice = "auto",
     device: Device = None,
@@ -71,6 +72,8 @@ def per_example_fishers(
     engine : {"auto", "hooks", "functional"}
         How a ``torch.nn.Module`` is differentiated; "auto" takes hooks where every chosen
         parameter belongs to a layer that has a rule. Which way it went is in the facts.
+    outputs_of : callable, optional
+        ``outputs_of(returned, inputs)`` turns what a ``torch.nn.Module`` returns into z (n, C).
     batch_size : int, optional
         Examples at a time; chosen for about 64 MiB of rows otherwise. Changes nothing but memory.
     backend, device
@@ -116,7 +119,9 @@ def per_example_fishers(
             "object with the methods of fishertope.core.fisher.LabelRule. The data's own labels "
             "play no part in the Fisher; DataLabels() gives the empirical Fisher."
         )
-    options = {} if engine == "auto" else {"engine": engine}
+    options: dict[str, Any] = {} if engine == "auto" else {"engine": engine}
+    if outputs_of is not None:
+        options["outputs_of"] = outputs_of
     derive: ModelEngine = engine_for(model, output=output, **options)
     columns, sites = choose_parameters(derive.sites, params)
     if columns is not None and hasattr(derive, "restricted"):

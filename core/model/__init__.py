@@ -13,3 +13,4 @@ from .outputs import (
     OutputDistribution as OutputDistribution,
 )
 from .sites import Site as Site, sites_of as sites_of, unflatten as unflatten
+from .tokens import TokenCategorical as TokenCategorical
