@@ -1,6 +1,6 @@
 """PyTorch: one code for the CPU and for CUDA."""
 
-from ...core.backend import BackendInfo
+from ...core.backend import BackendInfo, Kernel
 
 INFO = BackendInfo(
     name="torch",
@@ -10,6 +10,7 @@ INFO = BackendInfo(
     namespace="array_api_compat.torch",
     devices=("cpu", "cuda"),
     priority=100,
+    kernels=frozenset(Kernel) - {Kernel.VERTEX_PROGRAMS},
     fallback="reference",
     extra="torch",
 )

@@ -53,6 +53,11 @@ def rule_of(layer: nn.Module) -> LayerRule | None:
     return None
 
 
+def is_linear(layer: nn.Module) -> bool:
+    """Whether a layer multiplies by a matrix, so that its gradient is a sum of outer products."""
+    return rule_of(layer) is _LINEAR
+
+
 def _whole(layer: nn.Module, x: Tensor) -> Tensor:
     return x
 

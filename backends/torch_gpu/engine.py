@@ -17,6 +17,7 @@ from torch.func import functional_call, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...core.errors import ConversionWarning, InvalidInputError
+from ...core.fisher.reduction import FactoredProjection
 from ...core.model import Categorical, OutputDistribution, Site, sites_of, unflatten
 
 HALF = (torch.float16, torch.bfloat16)
@@ -152,6 +153,28 @@ class ModuleEngine:
         out = U.new_zeros(self._sites[-1].stop)
         for part, batch in self._pieces(self._moved(inputs), U):
             out += self.rows(batch, U[part]).square_().sum((0, 1))
+        return out
+
+    def projected(self, inputs: Any, roots: Any, projection: Any, key: int) -> torch.Tensor:
+        """Rows times a random projection (n, k, d), a bounded number of rows at a time.
+
+        Raises
+        ------
+        InvalidInputError
+            For a factored projection, which needs the layers' inputs.
+        """
+        if isinstance(projection, FactoredProjection):
+            raise InvalidInputError(
+                f"FactoredProjection was given, but the gradients of this "
+                f"{type(self.module).__name__} are not taken from its layers "
+                f"({self.explanation}). Use RandomProjection({projection.dim})."
+            )
+        U = self._tensor(roots)
+        sketch = projection.sketch(key)
+        out = U.new_zeros(len(U), U.shape[1], projection.dim)
+        for part, batch in self._pieces(self._moved(inputs), U):
+            rows = self.rows(batch, U[part])
+            sketch.add(out[part].view(-1, projection.dim), rows.reshape(-1, rows.shape[2]), 0)
         return out
 
     def _pieces(self, inputs: Any, U: torch.Tensor) -> Iterator[tuple[slice, Any]]:

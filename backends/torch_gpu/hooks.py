@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from ...core.errors import ConversionWarning, InvalidInputError
+from ...core.fisher.reduction import FactoredProjection
 from ...core.model import OutputDistribution
-from ._layer_rules import Grads, LayerRule, rule_of
+from ._layer_rules import Grads, LayerRule, is_linear, rule_of
 from .engine import ModuleEngine, OutputsOf
 
 # Per-example gradients that are only squared and summed take at most this many bytes at a time.
@@ -146,6 +147,23 @@ class HooksEngine(ModuleEngine):
             except _Unsupported as refusal:
                 self._give_up(str(refusal))
         return super().diagonal_sum(inputs, U)
+
+    def projected(self, inputs: Any, roots: Any, projection: Any, key: int) -> Tensor:
+        """Rows times a random projection (n, k, d), layer by layer; no whole row is formed."""
+        U = self._tensor(roots)
+        out = U.new_zeros(len(U), U.shape[1], projection.dim)
+        if not self._refusal:
+            try:
+                with self._recorded(self._moved(inputs), U) as (calls, passes):
+                    work = _Projecting(self, projection, key)
+                    for first, deltas in passes:
+                        for call, delta in zip(calls, deltas, strict=True):
+                            for j in range(0 if delta is None else len(delta)):
+                                work.add(out[:, first + j], call, delta[j])
+                return out
+            except _Unsupported as refusal:
+                self._give_up(str(refusal))
+        return super().projected(inputs, U, projection, key)
 
     def _squares(self, inputs: Any, U: Tensor) -> Tensor:
         out = U.new_zeros(self._sites[-1].stop)
@@ -360,6 +378,44 @@ class HooksEngine(ModuleEngine):
             ConversionWarning,
             stacklevel=4,
         )
+
+
+class _Projecting:
+    """Adds the projected gradients of one call of a layer."""
+
+    def __init__(self, engine: HooksEngine, projection: Any, key: int) -> None:
+        self.engine, self.projection, self.key = engine, projection, key
+        self.sketch = projection.sketch(key)
+        self.numbers = {s.name: i for i, s in enumerate(engine.sites)}
+
+    def add(self, out: Tensor, call: _Call, delta: Tensor) -> None:
+        """``out`` (n, d) += the gradients of the call times their rows of P."""
+        engine, n = self.engine, len(delta)
+        weight = engine._site_names.get(call.layer.weight) if is_linear(call.layer) else None
+        factored = isinstance(self.projection, FactoredProjection) and weight is not None
+        if factored:
+            out += self._factored(str(weight), call, delta)
+            bias = getattr(call.layer, "bias", None)
+            name = None if bias is None else engine._site_names.get(bias)
+            if name is not None:
+                total = delta.reshape(n, -1, delta.shape[-1]).sum(1)
+                self.sketch.add(out, total, engine._by_name[name].start)
+            return
+        size = sum(p.numel() * p.element_size() for p in call.layer.parameters(recurse=False))
+        step = max(1, BLOCK_BYTES // max(1, size))
+        for start in range(0, n, step):
+            part = slice(start, start + step)
+            found = call.rule.per_example(call.layer, call.ready()[part], delta[part])
+            for name, g in engine._chosen(call, found):
+                self.sketch.add(out[part], g.reshape(len(g), -1), engine._by_name[name].start)
+
+    def _factored(self, name: str, call: _Call, delta: Tensor) -> Tensor:
+        n, number = len(delta), self.numbers[name]
+        d_o, d_i = delta.shape[-1], call.input.shape[-1]
+        Q_o = torch.as_tensor(self.projection.factor(self.key, number, 0, d_o)).to(delta)
+        Q_i = torch.as_tensor(self.projection.factor(self.key, number, 1, d_i)).to(delta)
+        a = (call.ready().reshape(n, -1, d_i)) @ Q_i
+        return torch.bmm((delta.reshape(n, -1, d_o) @ Q_o).transpose(1, 2), a).reshape(n, -1)
 
 
 def why_not_hooks(module: nn.Module, names: Sequence[str]) -> str:

@@ -9,3 +9,9 @@ from .random_labels import (
     ProbeLabels as ProbeLabels,
     SampledLabels as SampledLabels,
 )
+from .reduction import (
+    FactoredProjection as FactoredProjection,
+    RandomProjection as RandomProjection,
+    ThinSVD as ThinSVD,
+    TopK as TopK,
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,14 @@ from ..types import Array, Device, Seed
 from .draws import Draws, draws_of
 from .labels import ExactLabels, LabelRoots, LabelRule
 from .per_example import DiagonalFishers, LowRankFishers, frobenius_norms
+from .reduction import (
+    FactoredProjection,
+    RandomProjection,
+    Reduction,
+    ThinSVD,
+    TopK,
+    split_reductions,
+)
 
 KINDS = ("low_rank", "diagonal")
 # A batch's rows take at most this many bytes unless the caller says how large a batch is.
@@ -41,6 +50,7 @@ def per_example_fishers(
     labels: LabelRule | None = None,
     output: OutputDistribution | None = None,
     params: ParameterChoice = None,
+    reduce: Reduction | Sequence[Reduction] | None = None,
     engine: str = "auto",
     outputs_of: Callable[[Any, Any], Array] | None = None,
     batch_size: int | None = None,
@@ -69,6 +79,9 @@ def per_example_fishers(
     params : str, sequence of str, or callable, optional
         Which parameters: names or glob patterns ("layers.1.*", "*bias"), or a function of the
         name. All of them by default.
+    reduce : reduction or sequence of these, optional
+        ``RandomProjection(dim)`` or ``FactoredProjection(dim)``, ``ThinSVD(rank)`` after it, or
+        ``TopK(k)`` for diagonals. The norms are then those of the projected rows.
     engine : {"auto", "hooks", "functional"}
         How a ``torch.nn.Module`` is differentiated; "auto" takes hooks where every chosen
         parameter belongs to a layer that has a rule. Which way it went is in the facts.
@@ -127,16 +140,19 @@ def per_example_fishers(
     if columns is not None and hasattr(derive, "restricted"):
         # Engines of large models never form the columns that are not asked for.
         derive, columns = derive.restricted([s.name for s in sites]), None
-    source = _RowSource(derive, rule, backend, device)
-    make = source.diagonal if kind == "diagonal" else source.low_rank
+    projection, svd, top = split_reductions(reduce, kind)
     draws = draws_of(seed)
+    source = _RowSource(derive, rule, backend, device, projection, draws.key)
+    make = source.diagonal if kind == "diagonal" else source.low_rank
     parts: list[Any] = []
     batches, total = batched(data, _default_batch(derive) if batch_size is None else batch_size)
     done = 0
     for batch in batches:
         inputs, targets = split_batch(batch)
         part = make(inputs, replace(draws, first=done), targets)
-        parts.append(part if columns is None else part.restrict(columns))
+        if columns is not None:
+            part = part.restrict(columns)
+        parts.append(part.reduced(svd, top))
         done += part.n
         info = StepInfo(
             phase="Fishers", step=done, max_steps=total, loss=float("nan"),
@@ -151,7 +167,9 @@ def per_example_fishers(
         facts["engine"] = derive.explanation
     if isinstance(seed, int):
         facts["seed"] = seed
-    return joined(parts, sites, facts)
+    for one in (projection, svd, top):
+        facts.update({} if one is None else one.facts())
+    return joined(parts, () if projection is not None else sites, facts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -166,7 +184,9 @@ class Part:
     @property
     def n(self) -> int:
         """Examples in the batch."""
-        return len(self.values) if self.counts is None else len(self.counts)
+        if self.counts is not None:
+            return len(self.counts)
+        return len(self.values[0] if isinstance(self.values, tuple) else self.values)
 
     def restrict(self, columns: Any) -> Part:
         """Some columns only; norms are those of the selected parameters."""
@@ -175,6 +195,18 @@ class Part:
         if self.counts is not None:
             norms = frobenius_norms(values, np.concatenate([[0], np.cumsum(self.counts)]))
         return Part(values=values, counts=self.counts, norms=norms, kept=self.kept)
+
+    def reduced(self, svd: ThinSVD | None, top: TopK | None) -> Part:
+        """Fewer rows an example, or the largest entries of the diagonals as (entries, columns)."""
+        if top is not None:
+            return replace(self, values=top.select(self.values))
+        if svd is None or self.counts is None:
+            return self
+        offsets = np.concatenate([[0], np.cumsum(self.counts)])
+        xp = array_namespace(self.values)
+        blocks = [svd.apply(self.values[int(a) : int(b)][None])[0] for a, b in pairwise(offsets)]
+        counts = np.array([int(block.shape[0]) for block in blocks], dtype=np.int64)
+        return replace(self, values=xp.concat(blocks, axis=0), counts=counts)
 
 
 class _RowSource:
@@ -186,9 +218,12 @@ class _RowSource:
         rule: LabelRule,
         backend: BackendChoice,
         device: Device,
+        projection: RandomProjection | FactoredProjection | None = None,
+        key: int = 0,
     ) -> None:
         self.engine, self.rule = engine, rule
         self.backend, self.device = backend, device
+        self.projection, self.key = projection, key
         plain = isinstance(rule, ExactLabels) and rule.complete
         by_kernel = isinstance(engine, DenseEngine) and engine.output.name in (
             "categorical",
@@ -198,6 +233,8 @@ class _RowSource:
 
     def low_rank(self, batch: Any, draws: Draws, targets: Array | None) -> Part:
         """Rows of a batch."""
+        if self.projection is not None:
+            return self._projected(batch, draws, targets)
         if self.dense is not None:
             A = self._kernel(Kernel.DENSE_FISHER_ROWS, batch, reduced=True)
             counts = np.full(int(A.shape[0]), int(A.shape[1]), dtype=np.int64)
@@ -206,6 +243,28 @@ class _RowSource:
             roots = self._roots(batch, draws, targets)
             A = self.engine.rows(batch, roots.values)
             counts, kept = roots.counts, np.asarray(roots.kept)
+        return self._flat(A, counts, kept)
+
+    def _projected(self, batch: Any, draws: Draws, targets: Array | None) -> Part:
+        roots = self._roots(batch, draws, targets)
+        projection, width = self.projection, 0 if self.projection is None else self.projection.dim
+        if hasattr(self.engine, "projected"):
+            A = self.engine.projected(batch, roots.values, projection, self.key)
+        elif isinstance(projection, RandomProjection):
+            rows = self.engine.rows(batch, roots.values)
+            xp = array_namespace(rows)
+            lead = (int(rows.shape[0]), int(rows.shape[1]))
+            A = xp.zeros((lead[0] * lead[1], width), dtype=rows.dtype)
+            projection.sketch(self.key).add(A, xp.reshape(rows, (lead[0] * lead[1], -1)), 0)
+            A = xp.reshape(A, (*lead, width))
+        else:
+            raise InvalidInputError(
+                "FactoredProjection was given for a model that is no torch.nn.Module; use "
+                f"RandomProjection({width})."
+            )
+        return self._flat(A, roots.counts, np.asarray(roots.kept))
+
+    def _flat(self, A: Array, counts: Any, kept: Any) -> Part:
         flat = A.reshape((-1, A.shape[2]))
         if (counts != A.shape[1]).any():
             live = np.arange(int(A.shape[1]))[None, :] < counts[:, None]
@@ -349,6 +408,8 @@ def joined(
     parts: Sequence[Part], sites: tuple[Site, ...], facts: dict[str, Any]
 ) -> LowRankFishers | DiagonalFishers:
     """The batches one after another."""
+    if isinstance(parts[0].values, tuple):
+        return _compressed(parts, sites, facts)
     xp = array_namespace(parts[0].values)
     values = parts[0].values if len(parts) == 1 else xp.concat([p.values for p in parts], axis=0)
     if parts[0].kept is not None:
@@ -364,6 +425,22 @@ def joined(
         sites=sites,
         facts=facts,
     )
+
+
+def _compressed(
+    parts: Sequence[Part], sites: tuple[Site, ...], facts: dict[str, Any]
+) -> DiagonalFishers:
+    """The largest entries of each diagonal as compressed rows."""
+    from scipy.sparse import csr_array
+
+    entries, columns, share = (np.concatenate([p.values[i] for p in parts]) for i in range(3))
+    n, k = entries.shape
+    offsets = np.arange(n + 1, dtype=np.int64) * k
+    values = csr_array(
+        (entries.reshape(-1), columns.reshape(-1), offsets), shape=(n, sites[-1].stop)
+    )
+    captured = {"captured_norm_mean": float(share.mean()), "captured_norm_min": float(share.min())}
+    return DiagonalFishers(values=values, sites=sites, facts={**facts, **captured})
 
 
 def _default_batch(engine: ModelEngine) -> int:
