@@ -5,6 +5,7 @@ from .effect import (
     PerturbationReport as PerturbationReport,
     perturbation_report as perturbation_report,
 )
+from .expansion import expand as expand
 from .factorize import factorize as factorize
 from .history import History as History
 from .method import DiagonalNPEFF as DiagonalNPEFF, LowRankNPEFF as LowRankNPEFF

@@ -60,19 +60,26 @@ def lower_coefficients(
     return Point(W, point.G, point.B, point.N, point.S, loss)
 
 
-def newton_direction(problem: LowRankProblem, point: Point) -> tuple[Array, float]:
-    """D = −M⁻¹∇ and the relative gradient ‖∇_G‖/‖4(W̃∘B)ᵀA‖; one data product."""
+def newton_direction(
+    problem: LowRankProblem, point: Point, *, frozen: int = 0
+) -> tuple[Array, float]:
+    """D = −M⁻¹∇ and the relative gradient ‖∇_G‖/‖4(W̃∘B)ᵀA‖; one data product.
+
+    The first ``frozen`` components stay: their rows of D are zero, and M, ∇ are those of the rest.
+    """
     xp = problem.xp
-    pullback = problem.pullback(point.W, point.B)
-    M = coefficient_gram(point.W) * point.S
-    gradient = xp.matmul(xp.astype(M, pullback.dtype), point.G) - pullback
+    pullback = problem.pullback(point.W[:, frozen:], point.B[:, frozen:])
+    whole = coefficient_gram(point.W) * point.S
+    M = whole[frozen:, frozen:]
+    gradient = xp.matmul(xp.astype(whole[frozen:], pullback.dtype), point.G) - pullback
     size = inner(pullback, pullback)
     residual = float(np.sqrt(inner(gradient, gradient) / size)) if size > 0 else 0.0
     r = M.shape[0]
     ridge = RIDGE * float(xp.linalg.trace(M)) / r
     eye = xp.eye(r, dtype=M.dtype, device=M.device)
     inverse = xp.linalg.inv(M + max(ridge, np.finfo(np.float64).tiny) * eye)
-    return -xp.matmul(xp.astype(inverse, gradient.dtype), gradient), residual
+    D = -xp.matmul(xp.astype(inverse, gradient.dtype), gradient)
+    return xp.concat([xp.zeros_like(point.G[:frozen]), D], axis=0), residual
 
 
 def line_step(problem: LowRankProblem, point: Point, D: Array) -> Point:
@@ -102,7 +109,7 @@ def descend(
     sweeps: int,
     fixed_coefficients: int = 0,
     tol: float = 0.0,
-    residual_tol: float = 0.0,
+    frozen: int = 0,
 ) -> Point:
     """Run PALS steps until one of the limits, the callback, or no further decrease.
 
@@ -117,22 +124,20 @@ def descend(
         its direction means something.
     tol : float
         Stop when a step lowers L by less than ``tol``·T.
-    residual_tol : float
-        Stop when the relative gradient falls below this.
+    frozen : int
+        The first so many components stay as they are.
     """
     for step in range(steps):
         before = point.loss
         if step >= fixed_coefficients:
             point = lower_coefficients(problem, point, sweeps=sweeps)
-        D, residual = newton_direction(problem, point)
+        D, residual = newton_direction(problem, point, frozen=frozen)
         point = line_step(problem, point, D)
         if (step + 1) % REFRESH == 0:
             point = evaluate(problem, point.W, point.G)
         if record(point.loss, residual):
             break
-        if step >= fixed_coefficients and (
-            before - point.loss <= tol * problem.total or residual <= residual_tol
-        ):
+        if step >= fixed_coefficients and before - point.loss <= tol * problem.total:
             break
     return point
 

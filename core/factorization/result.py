@@ -168,6 +168,12 @@ class Factorization(Shown):
             tol=tol,
         )
 
+    def expand(self, fishers: LowRankFishers, n_new: int, **options: Any) -> Factorization:
+        """More components for what these leave unexplained; see :func:`expand`."""
+        from .expansion import expand
+
+        return expand(self, fishers, n_new, **options)
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write one safetensors file, atomically: arrays, history, method, provenance."""
         arrays = {

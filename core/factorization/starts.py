@@ -109,14 +109,16 @@ def leading_directions(problem: LowRankProblem, examples: IntArray) -> tuple[Arr
     return xp.concat(blocks, axis=0)[problem_index(problem, back)], pure
 
 
-def revive(problem: LowRankProblem, point: Point, *, sweeps: int) -> Point:
+def revive(problem: LowRankProblem, point: Point, *, sweeps: int, frozen: int = 0) -> Point:
     """Replace components that explain nothing by what the worst-fitted examples are missing.
 
     A component is dead when L would rise by less than 1e-6·T without it. Its new direction is
     the top eigenvector of an example's residual F_i − Σ_k W_ik g_kg_kᵀ within the span of A_i;
-    each dead component takes another example. The change is kept only where the loss falls.
+    each dead component takes another example. The change is kept only where the loss falls. The
+    first ``frozen`` components stay.
     """
     costs = removal_costs(point.W, point.N, point.S)
+    costs[:frozen] = np.inf
     dead = np.flatnonzero(costs < DEAD * problem.total)
     if not len(dead):
         return point

@@ -136,18 +136,25 @@ def best_start(
 
 
 def polish(
-    problem: LowRankProblem, point: Point, method: LowRankNPEFF, record: Recorder
+    problem: LowRankProblem,
+    point: Point,
+    method: LowRankNPEFF,
+    record: Recorder,
+    *,
+    frozen: int = 0,
 ) -> tuple[Point, Status]:
     """PALS on a problem that is small already, until the residuals are below ``tol``."""
     record.begin("solve", method.max_steps * INNER_STEPS)
     for _ in range(method.max_steps):
         before = point.loss
-        point = descend(problem, point, record, steps=INNER_STEPS, sweeps=method.sweeps)
-        point = revive(problem, point, sweeps=method.sweeps)
+        point = descend(
+            problem, point, record, steps=INNER_STEPS, sweeps=method.sweeps, frozen=frozen
+        )
+        point = revive(problem, point, sweeps=method.sweeps, frozen=frozen)
         if record.stopped:
             return point, Status.STOPPED
         point = lower_coefficients(problem, point, sweeps=10 * method.sweeps)
-        if residuals(problem, point) <= method.tol:
+        if residuals(problem, point, frozen=frozen) <= method.tol:
             return point, Status.CONVERGED
         if before - point.loss <= method.tol**2 * problem.total:
             return point, Status.CONVERGED if point.loss < before else Status.STALLED
@@ -160,19 +167,23 @@ def refine(
     point: Point,
     method: LowRankNPEFF,
     record: Recorder,
+    *,
+    frozen: int = 0,
 ) -> tuple[Subspace, Point, Status]:
     """Grow the subspace by full-space gradient directions until the full gradient vanishes."""
     record.begin("solve", method.max_steps * INNER_STEPS)
     for _ in range(method.max_steps):
         before = point.loss
         full = replace(point, G=problem.xp.matmul(point.G, space.basis))
-        D, residual = newton_direction(problem, full)
+        D, residual = newton_direction(problem, full, frozen=frozen)
         kkt = kkt_residual(point.W, point.N, point.S**2)
         if max(residual, kkt) <= method.tol:
             return space, point, Status.CONVERGED
         space, point = grow(problem, space, point, D, method.n_components)
-        point = descend(space.problem, point, record, steps=INNER_STEPS, sweeps=method.sweeps)
-        point = revive(space.problem, point, sweeps=method.sweeps)
+        point = descend(
+            space.problem, point, record, steps=INNER_STEPS, sweeps=method.sweeps, frozen=frozen
+        )
+        point = revive(space.problem, point, sweeps=method.sweeps, frozen=frozen)
         point = lower_coefficients(space.problem, point, sweeps=10 * method.sweeps)
         if record.stopped:
             return space, point, Status.STOPPED
@@ -221,10 +232,11 @@ def outside(D: Array, Q: Array, xp: Any) -> Array:
     return orthonormal_rows(D, xp) if keep else D
 
 
-def residuals(problem: LowRankProblem, point: Point) -> float:
+def residuals(problem: LowRankProblem, point: Point, *, frozen: int = 0) -> float:
     """The larger of the relative gradient in G and the relative KKT residual of W."""
     pullback = problem.pullback(point.W, point.B)
-    gradient = component_gradient(point.W, point.G, point.S, pullback)
+    gradient = component_gradient(point.W, point.G, point.S, pullback)[frozen:]
+    pullback = pullback[frozen:]
     size = 4.0 * inner(pullback, pullback) ** 0.5
     relative = inner(gradient, gradient) ** 0.5 / size if size > 0 else 0.0
     return max(relative, kkt_residual(point.W, point.N, point.S**2))
