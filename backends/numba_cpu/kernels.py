@@ -31,11 +31,15 @@ from ._fisher_kernels import (
 from ._sparse_kernels import columns_times, rows_times
 from ._split import split
 from ._sweep_kernels import sweep_cells
+from ._vertex_program_kernels import solve_programs
 from ._zonotope_kernels import positive_sums, write_signs
 
 # Entries of the largest temporary: a few MB, so that blocks stay in the cache.
 _BLOCK = 1 << 19
 
+
+# Share of the mean diagonal of a vertex program's Hessian that makes it definite.
+RIDGE = 1e-11
 
 # A multiplication inside BLAS takes about this fraction of the time of an entry in a loop.
 _MULTIPLICATIONS = 8
@@ -355,6 +359,23 @@ def sweep_chambers(
     return patterns, clearance.astype(rotated.dtype, copy=False)
 
 
+def vertex_programs(
+    generators: FloatArray, targets: FloatArray, unit_signs: FloatArray, patterns: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Weights (b, m, d) and multipliers (b, m, n) of b vertex programs, by dual active sets."""
+    x, y, v, s = (
+        np.ascontiguousarray(np.array(a, dtype=np.float64))
+        for a in (generators, targets, unit_signs, patterns)
+    )
+    (n, d), (b, m, _) = x.shape, s.shape
+    weights, multipliers = np.empty((b, m, d)), np.empty((b, m, n))
+    steps = np.empty(b, dtype=np.int64)
+    work = b * n * m * m * d * d
+    split(solve_programs, b, x, y, v, s, RIDGE, weights, multipliers, steps, work=work)
+    dtype = generators.dtype
+    return weights.astype(dtype, copy=False), multipliers.astype(dtype, copy=False)
+
+
 KERNELS: dict[Kernel, Callable[..., Any]] = {
     Kernel.DENSE_FISHER_ROWS: dense_fisher_rows,
     Kernel.DENSE_FISHER_DIAGONAL: dense_fisher_diagonal,
@@ -368,4 +389,5 @@ KERNELS: dict[Kernel, Callable[..., Any]] = {
     Kernel.ZONOTOPE_SUPPORT: zonotope_support,
     Kernel.SIGN_PATTERNS: sign_patterns,
     Kernel.SWEEP_CHAMBERS: sweep_chambers,
+    Kernel.VERTEX_PROGRAMS: vertex_programs,
 }

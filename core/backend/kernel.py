@@ -24,6 +24,7 @@ class Kernel(StrEnum):
     ZONOTOPE_SUPPORT = "zonotope_support"
     SIGN_PATTERNS = "sign_patterns"
     SWEEP_CHAMBERS = "sweep_chambers"
+    VERTEX_PROGRAMS = "vertex_programs"
 
     @property
     def spec(self) -> "KernelSpec":
@@ -217,5 +218,21 @@ SPECS: dict[Kernel, KernelSpec] = {
         returns=("c n", "c"),
         nonempty=("n",),
         source="fishertope: Zaslavsky's count made constructive",
+    ),
+    Kernel.VERTEX_PROGRAMS: KernelSpec(
+        interface="zonotope",
+        formula="for each of b programs min ½‖Σ_j v_j A_j X w_j − y‖² + ½ ε‖w‖² subject to "
+        "S_j X w_j >= 0, with A_j the rows where `patterns` is +1 and ε = 1e-11 times the mean "
+        "diagonal of the Hessian: weights w and multipliers μ of the constraints; the returned w "
+        "has the bias of ε taken off where the cones allow it",
+        arguments=(
+            Argument("generators", "n d"),
+            Argument("targets", "n"),
+            Argument("unit_signs", "m"),
+            Argument("patterns", "b m n"),
+        ),
+        returns=("b m d", "b m n"),
+        nonempty=("n",),
+        source=_RELU + "; Goldfarb & Idnani 1983",
     ),
 }

@@ -175,6 +175,16 @@ def _sweep(run: Run, problem: Problem) -> Iterator[Pair]:
         yield "its clearance", alone[1], clearance[-1:]
 
 
+def _programs(run: Run, problem: Problem) -> Iterator[Pair]:
+    rows, targets, signs, patterns = problem.arrays
+    weights, multipliers = run(problem.kernel, rows, targets, signs, patterns)
+    doubled, forces = run(problem.kernel, rows, 2.0 * targets, signs, patterns)
+    yield "targets doubled: weights", doubled, 2.0 * weights
+    yield "targets doubled: multipliers", forces, 2.0 * multipliers
+    turned, _ = run(problem.kernel, rows, -targets, -signs, patterns)
+    yield "signs and targets turned", turned, weights
+
+
 _RELATIONS: dict[Kernel, Callable[[Run, Problem], Iterator[Pair]]] = {
     Kernel.DENSE_FISHER_ROWS: _dense,
     Kernel.DENSE_FISHER_DIAGONAL: _dense,
@@ -188,4 +198,5 @@ _RELATIONS: dict[Kernel, Callable[[Run, Problem], Iterator[Pair]]] = {
     Kernel.ZONOTOPE_SUPPORT: _support,
     Kernel.SIGN_PATTERNS: _signs,
     Kernel.SWEEP_CHAMBERS: _sweep,
+    Kernel.VERTEX_PROGRAMS: _programs,
 }

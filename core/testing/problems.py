@@ -202,6 +202,18 @@ def _sweep(rng: np.random.Generator) -> Iterator[_Made]:
                 yield f"{name}, a part", (rows,), {**options, "start": 1, "count": count - 2}
 
 
+def _programs(rng: np.random.Generator) -> Iterator[_Made]:
+    # Near a teacher's patterns no unit dies, so that weights and multipliers are unique.
+    for n, d, m, b in ((40, 3, 2, 3), (60, 2, 3, 1), (9, 1, 1, 4), (30, 2, 2, 0), (200, 4, 4, 20)):
+        rows = rng.normal(size=(n, d)) + 0.5
+        teacher = rng.normal(size=(m, d))
+        signs = np.where(np.arange(m) % 2 == 0, 1.0, -1.0)
+        targets = signs @ np.maximum(teacher @ rows.T, 0) + 0.1 * rng.normal(size=n)
+        directions = teacher + 0.1 * rng.normal(size=(b, m, d))
+        patterns = np.where(directions @ rows.T > 0, 1.0, -1.0)
+        yield f"n={n} d={d} m={m} b={b}", (rows, targets, signs, patterns), {}
+
+
 _MAKERS: dict[Kernel, Callable[[np.random.Generator], Iterator[_Made]]] = {
     Kernel.DENSE_FISHER_ROWS: lambda rng: _dense(Kernel.DENSE_FISHER_ROWS, rng),
     Kernel.DENSE_FISHER_DIAGONAL: lambda rng: _dense(Kernel.DENSE_FISHER_DIAGONAL, rng),
@@ -215,4 +227,5 @@ _MAKERS: dict[Kernel, Callable[[np.random.Generator], Iterator[_Made]]] = {
     Kernel.ZONOTOPE_SUPPORT: _zonotope,
     Kernel.SIGN_PATTERNS: _signs,
     Kernel.SWEEP_CHAMBERS: _sweep,
+    Kernel.VERTEX_PROGRAMS: _programs,
 }

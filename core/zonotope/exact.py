@@ -139,7 +139,8 @@ def primitive(values: Sequence[Fraction]) -> IntegerRow:
     return [int(v * common) for v in values]
 
 
-def as_floats(values: Sequence[int | Fraction]) -> NumpyArray:
+def as_floats(values: Sequence[int] | Sequence[Fraction]) -> NumpyArray:
     """A positive multiple as float64, the largest modulus being 1; zeros stay zeros."""
-    top = max((abs(v) for v in values), default=1) or 1
-    return np.array([float(Fraction(v) / Fraction(top)) for v in values])
+    given = [Fraction(v) for v in values]
+    top = max((abs(v) for v in given), default=Fraction(1)) or Fraction(1)
+    return np.array([float(v / top) for v in given])
