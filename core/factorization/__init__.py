@@ -11,3 +11,10 @@ from .history import History as History
 from .method import DiagonalNPEFF as DiagonalNPEFF, LowRankNPEFF as LowRankNPEFF
 from .perturbation import component_direction as component_direction, perturb as perturb
 from .result import Factorization as Factorization
+from .stability import (
+    Ambiguity as Ambiguity,
+    Stability as Stability,
+    ambiguities as ambiguities,
+    choose_n_components as choose_n_components,
+    stability as stability,
+)

@@ -238,6 +238,12 @@ class DiagonalFishers(Shown):
         dtype = str(self.values.dtype).rsplit(".", 1)[-1]
         return f"DiagonalFishers(n={len(self)}, parameters={self.values.shape[1]}, {dtype})"
 
+    def select(self, examples: Sequence[int] | IntArray) -> DiagonalFishers:
+        """The Fishers of some examples, in the order given."""
+        index = np.asarray(examples)
+        index = index if index.size else index.astype(np.int64)
+        return replace(self, values=self.values[index])
+
     @property
     def n_columns(self) -> int:
         """Number of columns."""
