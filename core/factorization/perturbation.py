@@ -18,6 +18,7 @@ from ..errors import InvalidInputError
 from ..model import ModelEngine, engine_for
 from ..model.sites import Site
 from ..types import Array, FloatArray
+from .method import DiagonalNPEFF
 from .result import Factorization
 
 DIRECTIONS = ("component", "orthogonalised")
@@ -42,9 +43,15 @@ def component_direction(
     Raises
     ------
     InvalidInputError
-        Unknown component or direction, or nothing is left after orthogonalisation.
+        Unknown component or direction, a diagonal factorization, or nothing is left after
+        orthogonalisation.
     """
     check_component(factorization, component)
+    if isinstance(factorization.method, DiagonalNPEFF):
+        raise InvalidInputError(
+            "The components of a diagonal factorization are amounts (h_k >= 0), not directions with "
+            "signs. Factorize LowRankFishers with LowRankNPEFF to move a model along components."
+        )
     if direction not in DIRECTIONS:
         raise InvalidInputError(
             f"direction={direction!r} was given; accepted: {', '.join(DIRECTIONS)}."

@@ -198,6 +198,20 @@ def test_kinds_do_not_mix():
         factorize(diagonal, DiagonalNPEFF(2), init=(np.ones((80, 2)), -np.ones((2, 60))))
 
 
+def test_amounts_are_not_directions():
+    from fishertope.core.factorization import perturb
+
+    rng = np.random.default_rng(0)
+    net = DenseNetwork([rng.normal(size=(3, 4))], [np.zeros(3)])
+    fishers = per_example_fishers(net, rng.normal(size=(20, 4)), kind="diagonal")
+    found = factorize(fishers, DiagonalNPEFF(2), **QUIET)
+    with (
+        pytest.raises(InvalidInputError, match="not directions"),
+        perturb(net, found, 0, magnitude=0.1),
+    ):
+        pass
+
+
 @pytest.mark.parametrize(
     "options", [{"solver": "cd"}, {"start": "zeros"}, {"l1_components": -1.0}, {"sweeps": 0}]
 )
