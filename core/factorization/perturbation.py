@@ -49,8 +49,8 @@ def component_direction(
     check_component(factorization, component)
     if isinstance(factorization.method, DiagonalNPEFF):
         raise InvalidInputError(
-            "The components of a diagonal factorization are amounts (h_k >= 0), not directions with "
-            "signs. Factorize LowRankFishers with LowRankNPEFF to move a model along components."
+            "The components of a diagonal factorization are amounts (h_k >= 0), not directions. "
+            "Factorize LowRankFishers with LowRankNPEFF to move a model along components."
         )
     if direction not in DIRECTIONS:
         raise InvalidInputError(
