@@ -185,7 +185,7 @@ def solve_programs(start, stop, x, y, v, every, ridge, out_w, out_u, steps):  # 
     h, jt, r = np.empty((size, size)), np.empty((size, size)), np.zeros((size, size))
     q, w, z = np.empty(size), np.empty(size), np.empty(size)
     dv, ratio, u = np.empty(size), np.empty(size), np.empty(size)
-    before = np.empty(size)
+    before, forces = np.empty(size), np.empty(size)
     active = np.empty(size, dtype=np.int64)
     working = np.zeros(m * n, dtype=np.int8)
     lengths = np.empty(n)
@@ -272,6 +272,7 @@ def solve_programs(start, stop, x, y, v, every, ridge, out_w, out_u, steps):  # 
                 count -= 1
         steps[program] = moves if moves < limit else -1
         before[:] = w
+        forces[:] = u
         _refine(x, y, v, patterns, w, jt, r, active, count, u)
         for k in range(m * n):
             if working[k] == 1:
@@ -280,6 +281,7 @@ def solve_programs(start, stop, x, y, v, every, ridge, out_w, out_u, steps):  # 
         broken, _ = _most_violated(x, lengths, patterns, w, working, 1e-10)
         if broken >= 0:
             w[:] = before
+            u[:] = forces
         for j in range(m):
             for a in range(d):
                 out_w[program, j, a] = w[j * d + a]

@@ -343,8 +343,8 @@ def _vertex_program(
     # In the coordinates t = Lᵀw the Hessian is the identity and the constraints are b_k·t >= 0.
     sides = solve_triangular(root, cone.T, lower=True).T
     t = solve_triangular(root, phi.T @ y, lower=True)
-    t, mu = _nearest_in_cone(sides, t)
-    w = solve_triangular(root.T, t)
+    nearest, mu = _nearest_in_cone(sides, t)
+    w = solve_triangular(root.T, nearest)
     tight = cone[mu > 0]
     basis = null_space(tight) if len(tight) else np.eye(size)
     better = basis @ (basis.T @ w)

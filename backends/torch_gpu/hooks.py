@@ -158,7 +158,9 @@ class HooksEngine(ModuleEngine):
                     work = _Projecting(self, projection, key)
                     for first, deltas in passes:
                         for call, delta in zip(calls, deltas, strict=True):
-                            for j in range(0 if delta is None else len(delta)):
+                            if delta is None:
+                                continue
+                            for j in range(len(delta)):
                                 work.add(out[:, first + j], call, delta[j])
                 return out
             except _Unsupported as refusal:
@@ -391,7 +393,8 @@ class _Projecting:
     def add(self, out: Tensor, call: _Call, delta: Tensor) -> None:
         """``out`` (n, d) += the gradients of the call times their rows of P."""
         engine, n = self.engine, len(delta)
-        weight = engine._site_names.get(call.layer.weight) if is_linear(call.layer) else None
+        linear = is_linear(call.layer)
+        weight = engine._site_names.get(cast(Tensor, call.layer.weight)) if linear else None
         factored = isinstance(self.projection, FactoredProjection) and weight is not None
         if factored:
             out += self._factored(str(weight), call, delta)

@@ -15,3 +15,4 @@ from .reduction import (
     ThinSVD as ThinSVD,
     TopK as TopK,
 )
+from .store import FisherStore as FisherStore, save_fishers as save_fishers

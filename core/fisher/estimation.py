@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, is_array_api_obj
+from array_api_compat import array_namespace
 
-from ..backend import BackendChoice, Kernel, enter
+from ..backend import BackendChoice, Kernel, enter, to_numpy
 from ..errors import InvalidInputError
 from ..model import (
     DenseEngine,
@@ -19,10 +20,18 @@ from ..model import (
     OutputDistribution,
     Site,
     engine_for,
-    sites_of,
 )
 from ..status import Callback, StepInfo
+from ..storage.shards import check_count
 from ..types import Array, Device, Seed
+from .batches import (
+    ParameterChoice,
+    batched,
+    choose_parameters,
+    cut_examples,
+    examples_of,
+    split_batch,
+)
 from .draws import Draws, draws_of
 from .labels import ExactLabels, LabelRoots, LabelRule
 from .per_example import DiagonalFishers, LowRankFishers, frobenius_norms
@@ -34,12 +43,11 @@ from .reduction import (
     TopK,
     split_reductions,
 )
+from .store import SHARD_EXAMPLES, FisherStore, StoreRun, data_digest, shard_pieces
 
 KINDS = ("low_rank", "diagonal")
 # A batch's rows take at most this many bytes unless the caller says how large a batch is.
 BATCH_BYTES = 64 << 20
-
-ParameterChoice = str | Sequence[str] | Callable[[str], bool] | None
 
 
 def per_example_fishers(
@@ -57,8 +65,10 @@ def per_example_fishers(
     backend: BackendChoice = "auto",
     device: Device = None,
     seed: Seed = 0,
+    store: str | os.PathLike[str] | None = None,
+    shard_examples: int = SHARD_EXAMPLES,
     callback: Callback | None = None,
-) -> LowRankFishers | DiagonalFishers:
+) -> LowRankFishers | DiagonalFishers | FisherStore:
     """The Fisher information matrix of each example, F(x) = E_{y~p(·|x)}[∇log p ∇log pᵀ].
 
     Parameters
@@ -93,13 +103,18 @@ def per_example_fishers(
         See :func:`select_backend`.
     seed : int or numpy.random.Generator
         For label rules that draw.
+    store : path, optional
+        Write shards of ``shard_examples`` examples into this folder and return them as a
+        :class:`FisherStore`. The same call resumes after an interruption and gives the same bytes.
+        Under ``torchrun`` (RANK and WORLD_SIZE in the environment) each process writes its own
+        shards, and the last one the manifest.
     callback : callable, optional
         Gets a :class:`StepInfo` after each batch (``loss`` is not meaningful and NaN); returning
         ``True`` stops, and the Fishers of the batches so far come back.
 
     Returns
     -------
-    LowRankFishers or DiagonalFishers
+    LowRankFishers, DiagonalFishers, or FisherStore with ``store``
         In the dtype of the model.
 
     Raises
@@ -135,7 +150,7 @@ def per_example_fishers(
     options: dict[str, Any] = {} if engine == "auto" else {"engine": engine}
     if outputs_of is not None:
         options["outputs_of"] = outputs_of
-    derive: ModelEngine = engine_for(model, output=output, **options)
+    derive: Any = engine_for(model, output=output, **options)
     columns, sites = choose_parameters(derive.sites, params)
     if columns is not None and hasattr(derive, "restricted"):
         # Engines of large models never form the columns that are not asked for.
@@ -144,32 +159,103 @@ def per_example_fishers(
     draws = draws_of(seed)
     source = _RowSource(derive, rule, backend, device, projection, draws.key)
     make = source.diagonal if kind == "diagonal" else source.low_rank
-    parts: list[Any] = []
-    batches, total = batched(data, _default_batch(derive) if batch_size is None else batch_size)
-    done = 0
-    for batch in batches:
-        inputs, targets = split_batch(batch)
-        part = make(inputs, replace(draws, first=done), targets)
-        if columns is not None:
-            part = part.restrict(columns)
-        parts.append(part.reduced(svd, top))
-        done += part.n
-        info = StepInfo(
-            phase="Fishers", step=done, max_steps=total, loss=float("nan"),
-            relative_loss=float("nan"), residual=float("nan"), products=float("nan"),
-        )  # fmt: skip
-        if callback is not None and callback(info) is True:
-            break
-    if not parts:
-        raise InvalidInputError("The data hold no example; give at least one.")
     facts = {"output": derive.output.name, **rule.facts()}
-    if hasattr(derive, "explanation"):
-        facts["engine"] = derive.explanation
     if isinstance(seed, int):
         facts["seed"] = seed
     for one in (projection, svd, top):
         facts.update({} if one is None else one.facts())
-    return joined(parts, () if projection is not None else sites, facts)
+    parts: list[Any] = []
+    batches, total = batched(data, _default_batch(derive) if batch_size is None else batch_size)
+    kept_sites = () if projection is not None else sites
+
+    def compute(start: int, stop: int, batch: Any) -> Part:
+        inputs, targets = split_batch(batch)
+        part = make(inputs, replace(draws, first=start), targets)
+        if columns is not None:
+            part = part.restrict(columns)
+        return part.reduced(svd, top)
+
+    if store is not None:
+        identity = store_identity(derive, kind, facts, kept_sites, sites, data, draws)
+        return _stored(
+            StoreRun(path=store, identity=identity, kind=kind, shard_examples=shard_examples),
+            batches, total, compute, lambda parts: joined(parts, kept_sites, facts), callback,
+        )  # fmt: skip
+    done = 0
+    for batch in batches:
+        part = compute(done, 0, batch)
+        parts.append(part)
+        done += part.n
+        if callback is not None and callback(_progress(done, total)) is True:
+            break
+    if not parts:
+        raise InvalidInputError("The data hold no example; give at least one.")
+    if hasattr(derive, "explanation"):
+        facts["engine"] = derive.explanation
+    return joined(parts, kept_sites, facts)
+
+
+def _progress(done: int, total: int) -> StepInfo:
+    return StepInfo(
+        phase="Fishers", step=done, max_steps=total, loss=float("nan"),
+        relative_loss=float("nan"), residual=float("nan"), products=float("nan"),
+    )  # fmt: skip
+
+
+def _stored(
+    run: StoreRun,
+    batches: Iterable[Any],
+    total: int,
+    compute: Callable[[int, int, Any], Part],
+    join: Callable[[list[Part]], LowRankFishers | DiagonalFishers],
+    callback: Callback | None,
+) -> FisherStore:
+    """Fill the store; processes of one ``torchrun`` share the shards."""
+    run.shard_examples = check_count("shard_examples", run.shard_examples)
+    run.rank = int(os.environ.get("RANK", "0"))
+    run.world = int(os.environ.get("WORLD_SIZE", "1"))
+
+    def told(start: int, stop: int, batch: Any) -> Part:
+        part = compute(start, stop, batch)
+        if callback is not None and callback(_progress(stop, total)) is True:
+            raise InvalidInputError(
+                f"The callback asked to stop after {stop} examples; the shards so far stay in "
+                f"{os.fspath(run.path)}, and the same call resumes."
+            )
+        return part
+
+    def cut(batch: Any, start: int, stop: int) -> Any:
+        if isinstance(batch, list):
+            return [cut_examples(x, start, stop) for x in batch]
+        return cut_examples(batch, start, stop)
+
+    pieces = shard_pieces(batches, run.shard_examples, cut, examples_of)
+    store = run.fill(pieces, told, join)
+    return store if store is not None else run.wait()
+
+
+def store_identity(
+    engine: ModelEngine,
+    kind: str,
+    facts: Mapping[str, Any],
+    kept_sites: tuple[Site, ...],
+    sites: tuple[Site, ...],
+    data: Any,
+    draws: Draws,
+) -> dict[str, Any]:
+    """Everything that the numbers of a store depend on, in plain values."""
+    theta = np.ascontiguousarray(to_numpy(engine.theta()))
+    return {
+        **facts,
+        "kind": kind,
+        "dtype": str(theta.dtype),
+        "model_sha256": hashlib.sha256(theta.tobytes()).hexdigest(),
+        "data_sha256": data_digest(data),
+        "key": f"{draws.key:032x}",
+        "engine": str(getattr(engine, "explanation", type(engine).__name__)),
+        "parameters": [s.name for s in sites],
+        "sites": [{"name": s.name, "shape": list(s.shape)} for s in kept_sites],
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -221,7 +307,9 @@ class _RowSource:
         projection: RandomProjection | FactoredProjection | None = None,
         key: int = 0,
     ) -> None:
-        self.engine, self.rule = engine, rule
+        # Any: some engines can do more than the protocol asks for.
+        self.engine: Any = engine
+        self.rule = rule
         self.backend, self.device = backend, device
         self.projection, self.key = projection, key
         plain = isinstance(rule, ExactLabels) and rule.complete
@@ -306,102 +394,6 @@ class _RowSource:
         if scale != 1.0:
             values = values / (scale if kernel is not Kernel.DENSE_FISHER_ROWS else scale**0.5)
         return door.out(values)
-
-
-def choose_parameters(
-    sites: tuple[Site, ...], params: ParameterChoice
-) -> tuple[Any, tuple[Site, ...]]:
-    """Columns of θ and re-laid sites of the chosen parameters; ``None`` columns mean all.
-
-    Raises
-    ------
-    InvalidInputError
-        If nothing matches; the message lists the names.
-    """
-    if params is None:
-        return None, sites
-    if callable(params):
-        chosen = [s for s in sites if params(s.name)]
-    else:
-        patterns = [params] if isinstance(params, str) else params
-        if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
-            raise InvalidInputError(
-                f"params={params!r} was given; a name or glob pattern, a list of them, or a "
-                "function of the name is accepted."
-            )
-        chosen = [s for s in sites if any(fnmatchcase(s.name, p) for p in patterns)]
-    if not chosen:
-        names = ", ".join(s.name for s in sites[:12]) + (", ..." if len(sites) > 12 else "")
-        raise InvalidInputError(
-            f"params={params!r} matches no parameter. The names are: {names}. Use these, glob "
-            "patterns such as '*.weight', or a function of the name."
-        )
-    columns = np.concatenate([np.arange(s.start, s.stop) for s in chosen])
-    return columns, sites_of({s.name: s.shape for s in chosen})
-
-
-def split_batch(batch: Any) -> tuple[Any, Array | None]:
-    """Inputs and labels of a batch: (x, y), [x], a mapping with or without "labels", or x alone.
-
-    Raises
-    ------
-    InvalidInputError
-        For a sequence of more than two things.
-    """
-    if isinstance(batch, Mapping):
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        return inputs, batch.get("labels")
-    if isinstance(batch, list | tuple):
-        if len(batch) not in (1, 2):
-            raise InvalidInputError(
-                f"A batch of {len(batch)} things was given; inputs, (inputs, labels) or a mapping "
-                "by the names of the model's arguments is taken."
-            )
-        inputs, _ = split_batch(batch[0]) if isinstance(batch[0], Mapping) else (batch[0], None)
-        return inputs, batch[1] if len(batch) == 2 else None
-    return batch, None
-
-
-def batched(data: Any, size: int) -> tuple[Iterator[Any], int]:
-    """Batches of an array, of a mapping of arrays or of a pair (inputs, labels); or as they come.
-
-    The second value is the number of examples, 0 where it is not known.
-    """
-    if not isinstance(size, int) or size < 1:
-        raise InvalidInputError(f"batch_size={size!r} was given; a whole number >= 1 is accepted.")
-    if is_array_api_obj(data):
-        array: Array = data
-        n = int(array.shape[0]) if array.ndim else 0
-        return (array[i : i + size] for i in range(0, n, size)), n
-    pair = isinstance(data, tuple) and len(data) == 2
-    whole = list(data.values()) if isinstance(data, Mapping) else list(data) if pair else []
-    flat = [y for x in whole for y in (x.values() if isinstance(x, Mapping) else [x])]
-    if flat and all(is_array_api_obj(x) and x.ndim for x in flat):
-        lengths = {int(x.shape[0]) for x in flat}
-        if len(lengths) > 1:
-            raise InvalidInputError(
-                f"Arrays of {sorted(lengths)} examples were given together; all must hold the "
-                "same examples. (A tuple of two arrays is inputs and labels; give batches as a "
-                "list.)"
-            )
-        n = lengths.pop()
-        return (_slice(data, i, i + size) for i in range(0, n, size)), n
-    if isinstance(data, Iterable) and not isinstance(data, str | bytes | Mapping):
-        dataset = getattr(data, "dataset", data)
-        return iter(data), len(dataset) if isinstance(dataset, Sized) else 0
-    raise InvalidInputError(
-        f"A {type(data).__name__} was given as data; an array of inputs, a mapping of arrays, a "
-        "pair (inputs, labels) or an iterable of batches is taken."
-    )
-
-
-def _slice(data: Any, start: int, stop: int) -> Any:
-    """Examples start:stop of an array, a mapping of arrays or a pair of these."""
-    if isinstance(data, Mapping):
-        return {key: _slice(value, start, stop) for key, value in data.items()}
-    if isinstance(data, tuple):
-        return tuple(_slice(value, start, stop) for value in data)
-    return data[start:stop]
 
 
 def joined(

@@ -111,7 +111,7 @@ class FactoredProjection:
         """Q (size, d_o or d_i) of site ``number``: Gaussian entries of variance 1/d."""
         d = self.factors[side]
         rng = _generator(key, (1 << 63) | number << 1 | side)
-        return rng.standard_normal((size, d)) / d**0.5
+        return np.asarray(rng.standard_normal((size, d)) / d**0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +235,10 @@ class Sketch:
         rng = _generator(self.key, first // _BLOCK)
         shape = (_BLOCK, self.projection.dim)
         if self.projection.kind == "gaussian":
-            return rng.standard_normal(shape) / self.projection.dim**0.5
-        return np.where(rng.random(shape) < 0.5, -1.0, 1.0) / self.projection.dim**0.5
+            drawn = rng.standard_normal(shape)
+        else:
+            drawn = np.where(rng.random(shape) < 0.5, -1.0, 1.0)
+        return np.asarray(drawn / self.projection.dim**0.5)
 
     def _sparse(self, start: int, stop: int, block: Array) -> tuple[Array, Array]:
         """Columns and signed weights (spread, b) of parameters start:stop, kept once drawn."""

@@ -197,7 +197,7 @@ def test_thin_svd_keeps_the_leading_part_of_every_fisher():
     assert thin.ranks.tolist() == [2] * 8
     np.testing.assert_allclose(thin.norms, full.norms)
     for i in range(8):
-        U, s, V = np.linalg.svd(full.block(i), full_matrices=False)
+        _, s, V = np.linalg.svd(full.block(i), full_matrices=False)
         best = (V[:2].T * s[:2] ** 2) @ V[:2]
         np.testing.assert_allclose(thin.dense(i), best, atol=1e-10)
     same = per_example_fishers(network(), inputs(), reduce=ThinSVD(4))

@@ -1,0 +1,243 @@
+"""The convex program of a vertex: the best shallow ReLU network with given activation patterns.
+
+f(x) = Σ_j v_j (w_j·x)_+ with v_j = ±1. For patterns s_j, one a unit, the loss is convex on the cone
+{w : S_j X w_j ≥ 0} (Matena & Raffel 2022, arXiv:2210.00176).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..core.backend import Kernel, select_backend
+from ..core.backend.select import BackendChoice
+from ..core.errors import InvalidInputError, SolveFailedError
+from ..core.status import Status
+from ..core.types import Array, FloatArray, NumpyArray
+from ..core.zonotope.pattern import check_generators, check_signs
+
+# Stationarity and feasibility, relative: what a solution has to keep to be called converged.
+KKT_TOLERANCE = 1e-8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReluProblem:
+    """Data and output signs of min over W of ½‖Σ_j v_j (X w_j)_+ − y‖².
+
+    Attributes
+    ----------
+    inputs : array (n, d)
+        Rows x_i; a bias is a constant column (:func:`with_bias`).
+    targets : array (n,)
+    signs : array (m,)
+        v_j = ±1. Other weights lose nothing: v (w·x)_+ = sign(v) (|v| w·x)_+.
+
+    Raises
+    ------
+    InvalidInputError
+        Wrong shapes, NaN or infinite entries, zero rows, signs other than ±1.
+    """
+
+    inputs: FloatArray
+    targets: FloatArray
+    signs: FloatArray
+
+    def __post_init__(self) -> None:
+        x = check_generators(self.inputs)
+        y = np.asarray(self.targets, dtype=np.float64)
+        v = np.asarray(self.signs, dtype=np.float64)
+        if y.shape != (len(x),) or not np.isfinite(y).all():
+            raise InvalidInputError(
+                f"Targets of shape {y.shape} were given; ({len(x)},), finite, is accepted. NaN or "
+                f"infinite rows: {np.flatnonzero(~np.isfinite(np.atleast_1d(y)))[:8].tolist()}."
+            )
+        if v.ndim != 1 or len(v) == 0 or not (np.abs(v) == 1).all():
+            raise InvalidInputError(
+                "Output signs must be a non-empty sequence of −1 and +1; absorb other output "
+                "weights into the units, and drop units of weight 0."
+            )
+        for name, value in (("inputs", x), ("targets", y), ("signs", v)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(n, d, m)."""
+        return (*self.inputs.shape, len(self.signs))  # type: ignore[return-value]
+
+    def predict(self, weights: FloatArray, inputs: FloatArray | None = None) -> FloatArray:
+        """Σ_j v_j (x·w_j)_+ for weights (m, d): the network itself, not the cone's linear form."""
+        x = self.inputs if inputs is None else inputs
+        return np.asarray(np.maximum(x @ weights.T, 0) @ self.signs)
+
+    def loss(self, weights: FloatArray) -> float:
+        """½‖f − y‖² of the network."""
+        return 0.5 * float(((self.predict(weights) - self.targets) ** 2).sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReluSolution:
+    """A network, the cell that it is optimal in, and what supports that.
+
+    Attributes
+    ----------
+    weights : array (m, d)
+    patterns : array (m, n)
+        int8 signs.
+    loss : float
+        ½‖f − y‖² of the network itself.
+    multipliers : array (m, n)
+        μ ≥ 0 of the constraints s_ji x_i·w_j ≥ 0.
+    residual : array (n,)
+        f − y.
+    kkt : float
+        Largest relative violation of stationarity, feasibility and complementarity.
+    certificate : str
+        What was proven, in words.
+    status : Status
+    history : tuple of float
+        Losses on the way here.
+    """
+
+    weights: FloatArray
+    patterns: NumpyArray
+    loss: float
+    multipliers: FloatArray
+    residual: FloatArray
+    kkt: float
+    certificate: str
+    status: Status
+    history: tuple[float, ...] = field(default=())
+
+    @property
+    def mse(self) -> float:
+        """Mean squared error 2 loss / n."""
+        return 2.0 * self.loss / len(self.residual)
+
+    def __repr__(self) -> str:
+        return (
+            f"ReluSolution(units={len(self.weights)}, loss={self.loss:.6g}, kkt={self.kkt:.1e}, "
+            f"{self.certificate!r})"
+        )
+
+
+def with_bias(inputs: Array) -> FloatArray:
+    """Inputs (n, d) with a constant column: (n, d + 1)."""
+    x = np.asarray(inputs, dtype=np.float64)
+    return np.column_stack([x, np.ones(len(x))])
+
+
+def solve(
+    problem: ReluProblem, patterns: Array, *, backend: BackendChoice = "auto"
+) -> ReluSolution:
+    """The optimum of one vertex program, with its multipliers and KKT residual.
+
+    Parameters
+    ----------
+    problem : ReluProblem
+    patterns : array (m, n) of −1, +1
+    backend : str or Backend
+
+    Raises
+    ------
+    SolveFailedError
+        If the result does not satisfy the optimality conditions to 1e-6.
+    """
+    s = check_signs(patterns, len(problem.inputs))
+    if len(s) != len(problem.signs):
+        raise InvalidInputError(f"{len(s)} patterns were given for {len(problem.signs)} units.")
+    (weights,), (multipliers,) = solve_batch(problem, s[None], backend=backend)
+    solution = as_solution(problem, s, weights, multipliers)
+    if solution.kkt > 1e-6:
+        raise SolveFailedError(
+            f"The vertex program was solved to a relative KKT residual of {solution.kkt:.1e} only; "
+            "1e-6 is asked for. Rescale the columns of the inputs, or use solve_with_cvxpy."
+        )
+    return solution
+
+
+def solve_batch(
+    problem: ReluProblem, patterns: NumpyArray, *, backend: BackendChoice = "auto"
+) -> tuple[FloatArray, FloatArray]:
+    """Weights (b, m, d) and multipliers (b, m, n) of b vertex programs, patterns (b, m, n)."""
+    chosen = select_backend(problem.inputs, backend=backend, kernel=Kernel.VERTEX_PROGRAMS)
+    run = chosen.raw(Kernel.VERTEX_PROGRAMS)
+    weights, multipliers = run(
+        problem.inputs, problem.targets, problem.signs, patterns.astype(np.float64)
+    )
+    return weights, multipliers
+
+
+def losses_of(problem: ReluProblem, weights: FloatArray) -> FloatArray:
+    """½‖f − y‖² for a batch of networks (b, m, d)."""
+    units = np.maximum(np.einsum("nd,bmd->bmn", problem.inputs, weights), 0)
+    misfit = np.einsum("m,bmn->bn", problem.signs, units) - problem.targets
+    return np.asarray(0.5 * (misfit**2).sum(axis=1))
+
+
+def as_solution(
+    problem: ReluProblem, patterns: NumpyArray, weights: FloatArray, multipliers: FloatArray
+) -> ReluSolution:
+    """Bundle weights with residuals computed anew from the data."""
+    residual = problem.predict(weights) - problem.targets
+    kkt = kkt_residual(problem, patterns, weights, multipliers)
+    good = kkt <= KKT_TOLERANCE
+    return ReluSolution(
+        weights=weights,
+        patterns=patterns,
+        loss=0.5 * float(residual @ residual),
+        multipliers=multipliers,
+        residual=residual,
+        kkt=kkt,
+        certificate="optimal in its cell (KKT)" if good else "feasible; KKT not met",
+        status=Status.CONVERGED if good else Status.STALLED,
+    )
+
+
+def kkt_residual(
+    problem: ReluProblem, patterns: NumpyArray, weights: FloatArray, multipliers: FloatArray
+) -> float:
+    """Largest violation of Φᵀr = Gᵀμ, Gw ≥ 0, μ ≥ 0 and μ∘Gw = 0, each relative to its terms."""
+    x, y, v = problem.inputs, problem.targets, problem.signs
+    s = patterns.astype(np.float64)
+    products = weights @ x.T
+    active = (s > 0).astype(np.float64)
+    residual = v @ (active * products) - y
+    gradient = (v[:, None] * active * residual) @ x - (multipliers * s) @ x
+    size = float(np.linalg.norm(x, axis=1).max())
+    height = float(np.linalg.norm(y)) or 1.0
+    length = float(np.abs(weights).max(initial=0.0)) or 1.0
+    slack = s * products / np.linalg.norm(x, axis=1)
+    return max(
+        float(np.abs(gradient).max()) / (size * height),
+        float(-slack.min(initial=0.0)) / length,
+        float(-multipliers.min(initial=0.0)) / height,
+        float(np.abs(multipliers * products).max(initial=0.0)) / (height * max(size * length, 1.0)),
+    )
+
+
+def solve_with_cvxpy(problem: ReluProblem, patterns: Array, *, solver: str = "CLARABEL") -> float:
+    """The optimal value of the same program by cvxpy: an independent check.
+
+    Raises
+    ------
+    SolveFailedError
+        If the solver gives no optimal value.
+    """
+    from importlib import import_module
+
+    # Any: cvxpy's own annotations name none of its functions.
+    cp: Any = import_module("cvxpy")
+    s = check_signs(patterns, len(problem.inputs))
+    w = cp.Variable((len(s), problem.inputs.shape[1]))
+    products = w @ problem.inputs.T
+    outputs = problem.signs @ cp.multiply((s > 0).astype(float), products)
+    goal = cp.Problem(
+        cp.Minimize(0.5 * cp.sum_squares(outputs - problem.targets)),
+        [cp.multiply(s.astype(float), products) >= 0],
+    )
+    goal.solve(solver=solver, tol_gap_abs=1e-12, tol_gap_rel=1e-12, tol_feas=1e-12)
+    if goal.status not in ("optimal", "optimal_inaccurate"):
+        raise SolveFailedError(f"cvxpy with {solver} ended with status {goal.status!r}.")
+    return float(np.asarray(goal.value))
