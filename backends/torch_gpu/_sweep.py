@@ -11,6 +11,7 @@ from ...core.backend.subsets import subset_of_rank
 Tensor = torch.Tensor
 
 
+@torch.no_grad()
 def sweep_chambers(rotated: Tensor, *, level: int, start: int, count: int) -> tuple[Tensor, Tensor]:
     """Patterns (count, n) int8 and clearances (count,) of consecutive cells of one level."""
     y = rotated.to(torch.float64)
