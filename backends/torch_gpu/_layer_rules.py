@@ -117,7 +117,7 @@ def _is_plain_conv(layer: nn.Module) -> bool:
     return getattr(layer, "padding_mode", "") == "zeros" and not isinstance(layer.padding, str)
 
 
-def _counted(layer: nn.Module, tokens: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def counted(layer: nn.Module, tokens: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of δ over equal tokens of one example: (example, token, sum)."""
     n, rows = tokens.shape[0], int(layer.weight.shape[0])  # type: ignore[union-attr,index]
     owner = torch.arange(n, device=tokens.device)[:, None]
@@ -133,7 +133,7 @@ def _counted(layer: nn.Module, tokens: Tensor, delta: Tensor) -> tuple[Tensor, T
 
 
 def _embedding(layer: nn.Module, tokens: Tensor, delta: Tensor) -> Grads:
-    example, token, sums = _counted(layer, tokens, delta)
+    example, token, sums = counted(layer, tokens, delta)
     weight = delta.new_zeros(tokens.shape[0], *layer.weight.shape)  # type: ignore[misc]
     weight[example, token] = sums
     return {"weight": weight}
@@ -143,7 +143,7 @@ def _embedding_squares(layer: nn.Module, tokens: Tensor, delta: Tensor) -> Grads
     """Repeated tokens of an example are added before squaring; no table an example is formed."""
     out = delta.new_zeros(*layer.weight.shape)  # type: ignore[misc]
     for one in delta:
-        _, token, sums = _counted(layer, tokens, one)
+        _, token, sums = counted(layer, tokens, one)
         out.index_add_(0, token, sums.square_())
     return {"weight": out}
 

@@ -20,8 +20,8 @@ from torch.autograd.graph import get_gradient_edge
 
 from ...core.errors import ConversionWarning, InvalidInputError
 from ...core.fisher.reduction import FactoredProjection
-from ...core.model import OutputDistribution
-from ._layer_rules import Grads, LayerRule, is_linear, rule_of
+from ...core.model import OutputDistribution, Site
+from ._layer_rules import Grads, LayerRule, counted, is_linear, rule_of
 from .engine import ModuleEngine, OutputsOf
 
 # Per-example gradients that are only squared and summed take at most this many bytes at a time.
@@ -95,6 +95,7 @@ class HooksEngine(ModuleEngine):
     def _judge(self) -> None:
         """Whether the layers of the chosen parameters have rules."""
         self._trusted = False
+        self._work: _Projecting | None = None
         self._refusal = why_not_hooks(self.module, self._names)
         self.explanation = "hooks: every parameter belongs to a layer with a rule"
         if self._refusal:
@@ -151,21 +152,28 @@ class HooksEngine(ModuleEngine):
     def projected(self, inputs: Any, roots: Any, projection: Any, key: int) -> Tensor:
         """Rows times a random projection (n, k, d), layer by layer; no whole row is formed."""
         U = self._tensor(roots)
-        out = U.new_zeros(len(U), U.shape[1], projection.dim)
+        out = U.new_zeros(U.shape[1], len(U), projection.dim)
         if not self._refusal:
             try:
                 with self._recorded(self._moved(inputs), U) as (calls, passes):
-                    work = _Projecting(self, projection, key)
+                    work = self._projecting(projection, key)
                     for first, deltas in passes:
                         for call, delta in zip(calls, deltas, strict=True):
                             if delta is None:
                                 continue
                             for j in range(len(delta)):
-                                work.add(out[:, first + j], call, delta[j])
-                return out
+                                work.add(self, out[first + j], call, delta[j])
+                return out.transpose(0, 1).contiguous()
             except _Unsupported as refusal:
                 self._give_up(str(refusal))
         return super().projected(inputs, U, projection, key)
+
+    def _projecting(self, projection: Any, key: int) -> _Projecting:
+        """What is drawn for a projection, kept from one batch to the next."""
+        work = self._work
+        if work is None or (work.projection, work.key) != (projection, key):
+            work = self._work = _Projecting(self.sites, projection, key)
+        return work
 
     def _squares(self, inputs: Any, U: Tensor) -> Tensor:
         out = U.new_zeros(self._sites[-1].stop)
@@ -385,40 +393,55 @@ class HooksEngine(ModuleEngine):
 class _Projecting:
     """Adds the projected gradients of one call of a layer."""
 
-    def __init__(self, engine: HooksEngine, projection: Any, key: int) -> None:
-        self.engine, self.projection, self.key = engine, projection, key
+    def __init__(self, sites: Sequence[Site], projection: Any, key: int) -> None:
+        self.projection, self.key = projection, key
         self.sketch = projection.sketch(key)
-        self.numbers = {s.name: i for i, s in enumerate(engine.sites)}
+        self.numbers = {s.name: i for i, s in enumerate(sites)}
+        self._factors: dict[tuple[str, int, torch.dtype, torch.device], Tensor] = {}
 
-    def add(self, out: Tensor, call: _Call, delta: Tensor) -> None:
+    def add(self, engine: HooksEngine, out: Tensor, call: _Call, delta: Tensor) -> None:
         """``out`` (n, d) += the gradients of the call times their rows of P."""
-        engine, n = self.engine, len(delta)
-        linear = is_linear(call.layer)
-        weight = engine._site_names.get(cast(Tensor, call.layer.weight)) if linear else None
+        layer, n = call.layer, len(delta)
+        linear, table = is_linear(layer), isinstance(layer, nn.Embedding)
+        weight = engine._site_names.get(cast(Tensor, layer.weight)) if linear or table else None
         factored = isinstance(self.projection, FactoredProjection) and weight is not None
+        if table and weight is not None:
+            example, token, sums = counted(layer, call.ready(), delta)
+            if not factored:
+                self.sketch.add_rows(out, example, token, sums, engine._by_name[weight].start)
+                return
+            rows = self._factor(weight, 0, int(layer.weight.shape[0]), sums)[token]
+            parts = (
+                rows.unsqueeze(2) * (sums @ self._factor(weight, 1, sums.shape[1], sums))[:, None]
+            )
+            out.index_add_(0, example, parts.flatten(1))
+            return
         if factored:
-            out += self._factored(str(weight), call, delta)
-            bias = getattr(call.layer, "bias", None)
+            d_o, d_i = delta.shape[-1], call.input.shape[-1]
+            a = call.ready().reshape(n, -1, d_i) @ self._factor(str(weight), 1, d_i, delta)
+            b = delta.reshape(n, -1, d_o) @ self._factor(str(weight), 0, d_o, delta)
+            out += torch.bmm(b.transpose(1, 2), a).flatten(1)
+            bias = getattr(layer, "bias", None)
             name = None if bias is None else engine._site_names.get(bias)
             if name is not None:
-                total = delta.reshape(n, -1, delta.shape[-1]).sum(1)
+                total = delta.reshape(n, -1, d_o).sum(1)
                 self.sketch.add(out, total, engine._by_name[name].start)
             return
-        size = sum(p.numel() * p.element_size() for p in call.layer.parameters(recurse=False))
+        size = sum(p.numel() * p.element_size() for p in layer.parameters(recurse=False))
         step = max(1, BLOCK_BYTES // max(1, size))
         for start in range(0, n, step):
             part = slice(start, start + step)
-            found = call.rule.per_example(call.layer, call.ready()[part], delta[part])
+            found = call.rule.per_example(layer, call.ready()[part], delta[part])
             for name, g in engine._chosen(call, found):
                 self.sketch.add(out[part], g.reshape(len(g), -1), engine._by_name[name].start)
 
-    def _factored(self, name: str, call: _Call, delta: Tensor) -> Tensor:
-        n, number = len(delta), self.numbers[name]
-        d_o, d_i = delta.shape[-1], call.input.shape[-1]
-        Q_o = torch.as_tensor(self.projection.factor(self.key, number, 0, d_o)).to(delta)
-        Q_i = torch.as_tensor(self.projection.factor(self.key, number, 1, d_i)).to(delta)
-        a = (call.ready().reshape(n, -1, d_i)) @ Q_i
-        return torch.bmm((delta.reshape(n, -1, d_o) @ Q_o).transpose(1, 2), a).reshape(n, -1)
+    def _factor(self, name: str, side: int, size: int, like: Tensor) -> Tensor:
+        """Q_o or Q_i (size, d_o or d_i) of a weight."""
+        where = name, side, like.dtype, like.device
+        if where not in self._factors:
+            drawn = self.projection.factor(self.key, self.numbers[name], side, size)
+            self._factors[where] = torch.as_tensor(drawn).to(like)
+        return self._factors[where]
 
 
 def why_not_hooks(module: nn.Module, names: Sequence[str]) -> str:

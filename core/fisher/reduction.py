@@ -20,6 +20,8 @@ from ..types import Array, FloatArray, IntArray
 PROJECTIONS = ("sparse", "gaussian", "rademacher")
 # Parameters whose part of P is drawn together; fixed, as it decides which numbers are drawn.
 _BLOCK = 1 << 12
+# Rows of a table whose places are drawn together and kept.
+_TABLE_ROWS = 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,9 @@ class FactoredProjection:
     """Inputs and output gradients of linear layers projected before they are multiplied.
 
     The gradient G = Σ_t δ_t a_tᵀ of a weight is replaced by Q_oᵀ G Q_i = Σ_t (Q_oᵀδ_t)(Q_iᵀa_t)ᵀ,
-    with Q_o and Q_i random and E[QQᵀ] = I, so that G itself is never formed. All layers are added
-    into the same ``dim`` columns; other parameters go through a sparse :class:`RandomProjection`.
+    with Q_o and Q_i random and E[QQᵀ] = I, so that G itself is never formed. A table of embeddings
+    is such a layer over one-hot inputs, its rows on the side of Q_o. All layers are added into the
+    same ``dim`` columns; other parameters go through a sparse :class:`RandomProjection`.
     Only the hooks engine can do it (see arXiv:2405.13954).
 
     Attributes
@@ -217,13 +220,40 @@ class Sketch:
                 out += block[:, low - start : high - start] @ xp.astype(P, block.dtype)
             return
         columns, signs = self._sparse(start, stop, block)
+        xp, scale = array_namespace(block), self.projection.spread**-0.5
         for s in range(self.projection.spread):
-            signed = block * signs[s]
+            # Kept small, used wide: torch adds by int64 places many times faster.
+            signed = block * (xp.astype(signs[s], block.dtype) * scale)
+            places = xp.astype(columns[s], xp.int64)
             if isinstance(out, np.ndarray):
                 for i in range(len(out)):
-                    out[i] += np.bincount(columns[s], signed[i], minlength=out.shape[1])
+                    out[i] += np.bincount(places, signed[i], minlength=out.shape[1])
             else:
-                out.index_add_(1, columns[s], signed)
+                out.index_add_(1, places, signed)
+
+    def add_rows(self, out: Array, owner: Array, token: Array, values: Array, start: int) -> None:
+        """``out[owner[j]]`` += ``values[j]`` (w,) as row ``token[j]`` of a table at ``start``.
+
+        For torch tensors and gradients that are zero but for a few rows of a table (V, w) of
+        parameters, which is not formed. ``out`` must be contiguous.
+        """
+        m, w = values.shape
+        if self.projection.kind != "sparse":
+            for j in range(m):
+                at = int(owner[j])
+                self.add(out[at : at + 1], values[j : j + 1], start + int(token[j]) * w)
+            return
+        rows = -(-int(token.max()) // _TABLE_ROWS) * _TABLE_ROWS + _TABLE_ROWS if m else 0
+        for first in range(0, rows, _TABLE_ROWS):
+            here = (token >= first) & (token < first + _TABLE_ROWS)
+            if not bool(here.any()):
+                continue
+            places = self._sparse(start + first * w, start + (first + _TABLE_ROWS) * w, values)
+            inside, offset = token[here] - first, owner[here][:, None] * out.shape[1]
+            for s in range(self.projection.spread):
+                columns, signs = (part[s].reshape(_TABLE_ROWS, w)[inside] for part in places)
+                signed = values[here] * signs * self.projection.spread**-0.5
+                out.view(-1).index_add_(0, (columns + offset).reshape(-1), signed.reshape(-1))
 
     def matrix(self, p: int) -> FloatArray:
         """P (p, d) itself; for tests and small p."""
@@ -241,7 +271,7 @@ class Sketch:
         return np.asarray(drawn / self.projection.dim**0.5)
 
     def _sparse(self, start: int, stop: int, block: Array) -> tuple[Array, Array]:
-        """Columns and signed weights (spread, b) of parameters start:stop, kept once drawn."""
+        """Columns and signs (spread, b) of parameters start:stop, in few bytes, kept once drawn."""
         where = start, stop, f"{block.dtype} {getattr(block, 'device', '')}"
         if where not in self._places:
             spread, d = self.projection.spread, self.projection.dim
@@ -253,12 +283,13 @@ class Sketch:
                 edges = np.linspace(0, d, spread + 1).astype(np.int64)
                 width = np.diff(edges)[:, None]
                 drawn = (rng.random((spread, _BLOCK)) * width).astype(np.int64) + edges[:-1, None]
-                sign = np.where(rng.random((spread, _BLOCK)) < 0.5, -1.0, 1.0)
-                columns.append(drawn[:, low:high])
-                signs.append(sign[:, low:high] / spread**0.5)
-            xp = array_namespace(block)
-            weights = xp.astype(like(np.concatenate(signs, axis=1), block), block.dtype)
-            self._places[where] = like(np.concatenate(columns, axis=1), block), weights
+                sign = np.where(rng.random((spread, _BLOCK)) < 0.5, -1, 1)
+                columns.append(drawn[:, low:high].astype(np.int32))
+                signs.append(sign[:, low:high].astype(np.int8))
+            self._places[where] = (
+                like(np.concatenate(columns, axis=1), block),
+                like(np.concatenate(signs, axis=1), block),
+            )
         return self._places[where]
 
 
