@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 from warnings import warn
 
@@ -19,40 +18,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from ...core.errors import ConversionWarning, InvalidInputError
-from ...core.fisher.reduction import FactoredProjection
-from ...core.model import OutputDistribution, Site
-from ._layer_rules import Grads, LayerRule, counted, is_linear, rule_of
+from ...core.model import OutputDistribution
+from ._layer_calls import Call, Unsupported, chosen
+from ._layer_rules import Grads, LayerRule, rule_of
+from ._projecting import Projecting
 from .engine import ModuleEngine, OutputsOf
 
 # Per-example gradients that are only squared and summed take at most this many bytes at a time.
 BLOCK_BYTES = 32 << 20
-
-
-class _Unsupported(Exception):
-    """Why the layers of this model do not tell its gradients."""
-
-
-@dataclass(slots=True, eq=False)
-class _Call:
-    """One call of a layer in the forward pass."""
-
-    layer: nn.Module
-    name: str
-    rule: LayerRule
-    input: Tensor
-    version: int
-    edge: Any
-    shape: tuple[int, ...]
-    features: Tensor | None = None
-
-    def ready(self) -> Tensor:
-        """Features of the input, made when first asked for."""
-        if self.features is None:
-            if self.input._version != self.version:
-                raise _Unsupported(f"the input of {self.name!r} is changed in place")
-            with torch.no_grad():
-                self.features = self.rule.features(self.layer, self.input)
-        return self.features
 
 
 class HooksEngine(ModuleEngine):
@@ -95,7 +68,7 @@ class HooksEngine(ModuleEngine):
     def _judge(self) -> None:
         """Whether the layers of the chosen parameters have rules."""
         self._trusted = False
-        self._work: _Projecting | None = None
+        self._work: Projecting | None = None
         self._refusal = why_not_hooks(self.module, self._names)
         self.explanation = "hooks: every parameter belongs to a layer with a rule"
         if self._refusal:
@@ -145,7 +118,7 @@ class HooksEngine(ModuleEngine):
         if not self._refusal:
             try:
                 return self._squares(inputs, U)
-            except _Unsupported as refusal:
+            except Unsupported as refusal:
                 self._give_up(str(refusal))
         return super().diagonal_sum(inputs, U)
 
@@ -162,17 +135,17 @@ class HooksEngine(ModuleEngine):
                             if delta is None:
                                 continue
                             for j in range(len(delta)):
-                                work.add(self, out[first + j], call, delta[j])
+                                work.add(self._site_names, out[first + j], call, delta[j])
                 return out.transpose(0, 1).contiguous()
-            except _Unsupported as refusal:
+            except Unsupported as refusal:
                 self._give_up(str(refusal))
         return super().projected(inputs, U, projection, key)
 
-    def _projecting(self, projection: Any, key: int) -> _Projecting:
+    def _projecting(self, projection: Any, key: int) -> Projecting:
         """What is drawn for a projection, kept from one batch to the next."""
         work = self._work
         if work is None or (work.projection, work.key) != (projection, key):
-            work = self._work = _Projecting(self.sites, projection, key)
+            work = self._work = Projecting(self.sites, projection, key)
         return work
 
     def _squares(self, inputs: Any, U: Tensor) -> Tensor:
@@ -192,15 +165,15 @@ class HooksEngine(ModuleEngine):
                         out[site.start : site.stop] += value.reshape(-1)
         return out
 
-    def _short_way(self, call: _Call, delta: Tensor | None) -> Grads | None:
+    def _short_way(self, call: Call, delta: Tensor | None) -> Grads | None:
         if delta is None:
             return {}
         if call.rule.square_sum is None:
             return None
         sums = call.rule.square_sum(call.layer, call.ready(), delta)
-        return None if sums is None else dict(self._chosen(call, sums))
+        return None if sums is None else dict(chosen(self._site_names, call.layer, sums))
 
-    def _long_way(self, members: Sequence[tuple[_Call, Tensor | None]]) -> Grads:
+    def _long_way(self, members: Sequence[tuple[Call, Tensor | None]]) -> Grads:
         """Gradients of a few examples at a time, squared and added."""
         out: Grads = {}
         n = members[0][0].shape[0]
@@ -214,8 +187,10 @@ class HooksEngine(ModuleEngine):
                     (name, start, g)
                     for call, delta in members
                     if delta is not None
-                    for name, g in self._chosen(
-                        call, call.rule.per_example(call.layer, call.ready()[part], delta[j, part])
+                    for name, g in chosen(
+                        self._site_names,
+                        call.layer,
+                        call.rule.per_example(call.layer, call.ready()[part], delta[j, part]),
                     )
                 )
                 for name, _, g in _summed(found):
@@ -238,28 +213,21 @@ class HooksEngine(ModuleEngine):
                     k = next((len(d) for d in deltas if d is not None), 0)
                     for j in range(k):
                         add(first + j, self._grads(calls, deltas, j))
-        except _Unsupported as refusal:
+        except Unsupported as refusal:
             self._give_up(str(refusal))
             return False
         return True
 
     def _grads(
-        self, calls: Sequence[_Call], deltas: Sequence[Tensor | None], j: int
+        self, calls: Sequence[Call], deltas: Sequence[Tensor | None], j: int
     ) -> Iterator[tuple[str, int, Tensor]]:
         for call, delta in zip(calls, deltas, strict=True):
             if delta is not None:
                 found = call.rule.per_example(call.layer, call.ready(), delta[j])
-                for name, g in self._chosen(call, found):
+                for name, g in chosen(self._site_names, call.layer, found):
                     yield name, 0, g
 
-    def _chosen(self, call: _Call, grads: Grads) -> Iterator[tuple[str, Tensor]]:
-        """Gradients of the chosen parameters of a layer, under their names in the model."""
-        for name, parameter in call.layer.named_parameters(recurse=False):
-            full = self._site_names.get(parameter)
-            if full is not None and name in grads:
-                yield full, grads[name]
-
-    def _groups(self, calls: Sequence[_Call]) -> list[list[int]]:
+    def _groups(self, calls: Sequence[Call]) -> list[list[int]]:
         """Calls that share a chosen parameter, together."""
         owner: dict[str, list[int]] = {}
         for i, call in enumerate(calls):
@@ -276,7 +244,7 @@ class HooksEngine(ModuleEngine):
     @contextmanager
     def _recorded(
         self, inputs: Any, U: Tensor
-    ) -> Iterator[tuple[list[_Call], Iterator[tuple[int, list[Tensor | None]]]]]:
+    ) -> Iterator[tuple[list[Call], Iterator[tuple[int, list[Tensor | None]]]]]:
         """Forward pass with the layers' calls, and the output gradients of one root or more."""
         n, calls = len(U), []
         handles: list[Any] = []
@@ -309,20 +277,20 @@ class HooksEngine(ModuleEngine):
                 self._check_first(calls, z)
             yield calls, _passes(calls, z, U)
 
-    def _call_of(self, layer: nn.Module, args: Any, result: Any, n: int) -> _Call:
+    def _call_of(self, layer: nn.Module, args: Any, result: Any, n: int) -> Call:
         name, rule = self._known[layer]
         x = args[0] if args else None
         if not isinstance(x, Tensor) or not isinstance(result, Tensor):
-            raise _Unsupported(f"{name!r} is called with something else than one tensor")
+            raise Unsupported(f"{name!r} is called with something else than one tensor")
         if x.shape[0] != n or result.shape[0] != n:
-            raise _Unsupported(
+            raise Unsupported(
                 f"{name!r} is called with an input of shape {tuple(x.shape)}, whose first axis is "
                 f"not the {n} examples"
             )
         edge = get_gradient_edge(result)
-        return _Call(layer, name, rule, x.detach(), x._version, edge, tuple(result.shape))
+        return Call(layer, name, rule, x.detach(), x._version, edge, tuple(result.shape))
 
-    def _check_first(self, calls: list[_Call], z: Tensor) -> None:
+    def _check_first(self, calls: list[Call], z: Tensor) -> None:
         """Compare with backpropagation: every gradient found, and none of another example's."""
         generator = torch.Generator(device=z.device).manual_seed(0)
         u = torch.zeros_like(z)
@@ -339,9 +307,9 @@ class HooksEngine(ModuleEngine):
                 if delta is None:
                     continue
                 if bool((delta[1:] != 0).any()):
-                    raise _Unsupported(f"{call.name!r} mixes the examples of a batch")
+                    raise Unsupported(f"{call.name!r} mixes the examples of a batch")
                 one = call.rule.per_example(call.layer, call.ready()[:1], delta[:1])
-                for name, g in self._chosen(call, one):
+                for name, g in chosen(self._site_names, call.layer, one):
                     sums[name] = sums[name] + g[0] if name in sums else g[0]
         close = 1e-8 if z.dtype == torch.float64 else 1e-3
         for name, true in zip(attached, truth, strict=True):
@@ -350,7 +318,7 @@ class HooksEngine(ModuleEngine):
             mine = sums.get(name, torch.zeros_like(true)).reshape(true.shape)
             scale = float(true.abs().max())
             if float((mine - true).abs().max()) > close * scale + close * 1e-6:
-                raise _Unsupported(f"{name!r} is also used outside the calls of its layer")
+                raise Unsupported(f"{name!r} is also used outside the calls of its layer")
         # A single example cannot show whether a batch is mixed.
         self._trusted = z.shape[0] > 1
 
@@ -370,7 +338,7 @@ class HooksEngine(ModuleEngine):
             if any(p in self._site_names for p in own):
                 rule = rule_of(layer)
                 if rule is None:
-                    raise _Unsupported(f"{name!r} ({type(layer).__name__}) has no rule")
+                    raise Unsupported(f"{name!r} ({type(layer).__name__}) has no rule")
                 self._known[layer] = (name, rule)
         return list(self._known)
 
@@ -388,60 +356,6 @@ class HooksEngine(ModuleEngine):
             ConversionWarning,
             stacklevel=4,
         )
-
-
-class _Projecting:
-    """Adds the projected gradients of one call of a layer."""
-
-    def __init__(self, sites: Sequence[Site], projection: Any, key: int) -> None:
-        self.projection, self.key = projection, key
-        self.sketch = projection.sketch(key)
-        self.numbers = {s.name: i for i, s in enumerate(sites)}
-        self._factors: dict[tuple[str, int, torch.dtype, torch.device], Tensor] = {}
-
-    def add(self, engine: HooksEngine, out: Tensor, call: _Call, delta: Tensor) -> None:
-        """``out`` (n, d) += the gradients of the call times their rows of P."""
-        layer, n = call.layer, len(delta)
-        linear, table = is_linear(layer), isinstance(layer, nn.Embedding)
-        weight = engine._site_names.get(cast(Tensor, layer.weight)) if linear or table else None
-        factored = isinstance(self.projection, FactoredProjection) and weight is not None
-        if table and weight is not None:
-            example, token, sums = counted(layer, call.ready(), delta)
-            if not factored:
-                self.sketch.add_rows(out, example, token, sums, engine._by_name[weight].start)
-                return
-            rows = self._factor(weight, 0, int(layer.weight.shape[0]), sums)[token]
-            parts = (
-                rows.unsqueeze(2) * (sums @ self._factor(weight, 1, sums.shape[1], sums))[:, None]
-            )
-            out.index_add_(0, example, parts.flatten(1))
-            return
-        if factored:
-            d_o, d_i = delta.shape[-1], call.input.shape[-1]
-            a = call.ready().reshape(n, -1, d_i) @ self._factor(str(weight), 1, d_i, delta)
-            b = delta.reshape(n, -1, d_o) @ self._factor(str(weight), 0, d_o, delta)
-            out += torch.bmm(b.transpose(1, 2), a).flatten(1)
-            bias = getattr(layer, "bias", None)
-            name = None if bias is None else engine._site_names.get(bias)
-            if name is not None:
-                total = delta.reshape(n, -1, d_o).sum(1)
-                self.sketch.add(out, total, engine._by_name[name].start)
-            return
-        size = sum(p.numel() * p.element_size() for p in layer.parameters(recurse=False))
-        step = max(1, BLOCK_BYTES // max(1, size))
-        for start in range(0, n, step):
-            part = slice(start, start + step)
-            found = call.rule.per_example(layer, call.ready()[part], delta[part])
-            for name, g in engine._chosen(call, found):
-                self.sketch.add(out[part], g.reshape(len(g), -1), engine._by_name[name].start)
-
-    def _factor(self, name: str, side: int, size: int, like: Tensor) -> Tensor:
-        """Q_o or Q_i (size, d_o or d_i) of a weight."""
-        where = name, side, like.dtype, like.device
-        if where not in self._factors:
-            drawn = self.projection.factor(self.key, self.numbers[name], side, size)
-            self._factors[where] = torch.as_tensor(drawn).to(like)
-        return self._factors[where]
 
 
 def why_not_hooks(module: nn.Module, names: Sequence[str]) -> str:
@@ -488,7 +402,7 @@ def module_engine(
 
 
 def _passes(
-    calls: Sequence[_Call], z: Tensor, U: Tensor
+    calls: Sequence[Call], z: Tensor, U: Tensor
 ) -> Iterator[tuple[int, list[Tensor | None]]]:
     """Output gradients (k', n, ...) of all calls, from root number ``first`` on."""
     edges = [c.edge for c in calls]

@@ -235,3 +235,38 @@ def test_options_are_checked(make):
 def test_reductions_that_do_not_fit_are_named(kind, reduce):
     with pytest.raises(InvalidInputError):
         per_example_fishers(network(), inputs(), kind=kind, reduce=reduce)
+
+
+@pytest.mark.parametrize("kind", ["factored", *PROJECTIONS])
+def test_tables_of_embeddings_are_projected_as_the_rows_they_are(kind):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+
+    class Tied(torch.nn.Module):
+        """A table that is looked up and multiplied with."""
+
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(1100, 4, padding_idx=0)
+            self.back = torch.nn.Linear(4, 1100, bias=False)
+            self.back.weight = self.table.weight
+            self.head = torch.nn.Linear(1100, 3)
+
+        def forward(self, tokens):
+            return self.head(torch.tanh(self.back(torch.tanh(self.table(tokens)).mean(1))))
+
+    module = Tied().double()
+    tokens = torch.tensor([[1, 5, 5, 0], [1099, 1, 1024, 3], [0, 0, 0, 0]])
+    options = {"params": "table.weight", "seed": 2, "engine": "hooks"}
+    exact = per_example_fishers(module, tokens, **options).rows
+    key = draws_of(2).key
+    if kind == "factored":
+        projection = FactoredProjection(12)
+        Q_o, Q_i = projection.factor(key, 0, 0, 1100), projection.factor(key, 0, 1, 4)
+        G = to_numpy(exact).reshape(-1, 1100, 4)
+        expected = np.einsum("vo,hvw,wi->hoi", Q_o, G, Q_i).reshape(len(G), -1)
+    else:
+        projection = RandomProjection(12, kind)
+        expected = _of(projection.sketch(key), to_numpy(exact))
+    found = per_example_fishers(module, tokens, reduce=projection, **options).rows
+    np.testing.assert_allclose(to_numpy(found), expected, rtol=0, atol=1e-11)
