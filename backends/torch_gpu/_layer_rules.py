@@ -31,11 +31,15 @@ class LayerRule:
     square_sum : callable or None
         (layer, features, δ (k, n, ...)) → Σ over n and k of the squared gradients (*shape) by
         parameter name, or ``None`` in place of a dict where only the long way is right.
+    square_norms : callable or None
+        (layer, features, δ (k, n, ...)) → Σ over n's own k and entries of the squared gradients
+        (n,) by parameter name, where ``square_sum`` is right.
     """
 
     features: Callable[[nn.Module, Tensor], Tensor]
     per_example: Callable[[nn.Module, Tensor, Tensor], Grads]
     square_sum: Callable[[nn.Module, Tensor, Tensor], Grads | None] | None = None
+    square_norms: Callable[[nn.Module, Tensor, Tensor], Grads] | None = None
 
 
 def rule_of(layer: nn.Module) -> LayerRule | None:
@@ -85,6 +89,12 @@ def _linear_squares(layer: nn.Module, a: Tensor, delta: Tensor) -> Grads | None:
     squares = delta.square().sum(0)
     first, second = (a.square(), squares) if _transposed(layer) else (squares, a.square())
     return {"weight": first.T @ second, "bias": squares.sum(0)}
+
+
+def _linear_norms(layer: nn.Module, a: Tensor, delta: Tensor) -> Grads:
+    """‖δ aᵀ‖² = ‖δ‖²‖a‖², for one position an example."""
+    squares = delta.square().sum((0, 2))
+    return {"weight": squares * a.square().sum(1), "bias": squares}
 
 
 def _unfolded(layer: nn.Module, x: Tensor) -> Tensor:
@@ -148,6 +158,14 @@ def _embedding_squares(layer: nn.Module, tokens: Tensor, delta: Tensor) -> Grads
     return {"weight": out}
 
 
+def _embedding_norms(layer: nn.Module, tokens: Tensor, delta: Tensor) -> Grads:
+    out = delta.new_zeros(tokens.shape[0])
+    for one in delta:
+        example, _, sums = counted(layer, tokens, one)
+        out.index_add_(0, example, sums.square_().sum(1))
+    return {"weight": out}
+
+
 def _is_plain_embedding(layer: nn.Module) -> bool:
     return layer.max_norm is None and not layer.scale_grad_by_freq
 
@@ -178,7 +196,7 @@ def _scale_channels(layer: nn.Module, x: Tensor, delta: Tensor) -> Grads:
     }
 
 
-_LINEAR = LayerRule(_whole, _linear, _linear_squares)
+_LINEAR = LayerRule(_whole, _linear, _linear_squares, _linear_norms)
 _SCALE_LAST = LayerRule(_normalised, _scale_last)
 _SCALE_CHANNELS = LayerRule(_normalised, _scale_channels)
 
@@ -186,7 +204,11 @@ _RULES: tuple[tuple[type[nn.Module], LayerRule, Callable[[nn.Module], bool]], ..
     (nn.Linear, _LINEAR, lambda layer: True),
     (nn.Conv1d, LayerRule(_unfolded, _conv), _is_plain_conv),
     (nn.Conv2d, LayerRule(_unfolded, _conv), _is_plain_conv),
-    (nn.Embedding, LayerRule(_whole, _embedding, _embedding_squares), _is_plain_embedding),
+    (
+        nn.Embedding,
+        LayerRule(_whole, _embedding, _embedding_squares, _embedding_norms),
+        _is_plain_embedding,
+    ),
     (nn.LayerNorm, _SCALE_LAST, lambda layer: True),
     (nn.RMSNorm, _SCALE_LAST, lambda layer: True),
     (nn.GroupNorm, _SCALE_CHANNELS, lambda layer: True),

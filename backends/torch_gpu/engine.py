@@ -147,12 +147,21 @@ class ModuleEngine:
             out[part] = self.rows(batch, U[part]).square_().sum(1)
         return out
 
-    def diagonal_sum(self, inputs: Any, roots: Any) -> torch.Tensor:
-        """Σ_i Σ_k (U_i J_i)∘² (p,), a bounded number of rows at a time."""
+    def diagonal_sum(
+        self, inputs: Any, roots: Any, traces: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Σ_i Σ_k (U_i J_i)∘² (p,), a bounded number of rows at a time.
+
+        ``traces`` (n, sites) receives Σ over the parameters of each site, for each example.
+        """
         U = self._tensor(roots)
         out = U.new_zeros(self._sites[-1].stop)
         for part, batch in self._pieces(self._moved(inputs), U):
-            out += self.rows(batch, U[part]).square_().sum((0, 1))
+            squares = self.rows(batch, U[part]).square_().sum(1)
+            out += squares.sum(0)
+            if traces is not None:
+                for i, site in enumerate(self._sites):
+                    traces[part, i] = squares[:, site.start : site.stop].sum(1)
         return out
 
     def projected(self, inputs: Any, roots: Any, projection: Any, key: int) -> torch.Tensor:

@@ -28,6 +28,10 @@ from .engine import ModuleEngine, OutputsOf
 BLOCK_BYTES = 32 << 20
 
 
+# Takes squared norms (of the examples in a slice) by parameter.
+_Told = Callable[[Grads, slice], None]
+
+
 class HooksEngine(ModuleEngine):
     """Derivatives of a module from its layers' inputs and output gradients.
 
@@ -111,16 +115,19 @@ class HooksEngine(ModuleEngine):
             return out
         return super().diagonal(inputs, U)
 
-    def diagonal_sum(self, inputs: Any, roots: Any) -> Tensor:
-        """Σ_i Σ_k (U_i J_i)∘² (p,); no gradient of one example of a whole layer is kept."""
+    def diagonal_sum(self, inputs: Any, roots: Any, traces: Tensor | None = None) -> Tensor:
+        """Σ_i Σ_k (U_i J_i)∘² (p,), in blocks of few examples; a table of embeddings is not formed.
+
+        ``traces`` (n, sites) receives Σ over the parameters of each site, for each example.
+        """
         U = self._tensor(roots)
         inputs = self._moved(inputs)
         if not self._refusal:
             try:
-                return self._squares(inputs, U)
+                return self._squares(inputs, U, traces)
             except Unsupported as refusal:
                 self._give_up(str(refusal))
-        return super().diagonal_sum(inputs, U)
+        return super().diagonal_sum(inputs, U, traces)
 
     def projected(self, inputs: Any, roots: Any, projection: Any, key: int) -> Tensor:
         """Rows times a random projection (n, k, d), layer by layer; no whole row is formed."""
@@ -148,32 +155,45 @@ class HooksEngine(ModuleEngine):
             work = self._work = Projecting(self.sites, projection, key)
         return work
 
-    def _squares(self, inputs: Any, U: Tensor) -> Tensor:
+    def _squares(self, inputs: Any, U: Tensor, traces: Tensor | None) -> Tensor:
         out = U.new_zeros(self._sites[-1].stop)
+        numbers = {s.name: i for i, s in enumerate(self._sites)}
+
+        def told(found: Grads, part: slice) -> None:
+            if traces is not None:
+                for name, norms in found.items():
+                    traces[part, numbers[name]] += norms
+
+        if traces is not None:
+            traces.zero_()
         with self._recorded(inputs, U) as (calls, passes):
             groups = self._groups(calls)
             for _, deltas in passes:
                 for members in groups:
                     if len(members) == 1:
-                        done = self._short_way(calls[members[0]], deltas[members[0]])
+                        done = self._short_way(calls[members[0]], deltas[members[0]], told)
                     else:
                         done = None
                     if done is None:
-                        done = self._long_way([(calls[m], deltas[m]) for m in members])
+                        done = self._long_way([(calls[m], deltas[m]) for m in members], told)
                     for name, value in done.items():
                         site = self._by_name[name]
                         out[site.start : site.stop] += value.reshape(-1)
         return out
 
-    def _short_way(self, call: Call, delta: Tensor | None) -> Grads | None:
+    def _short_way(self, call: Call, delta: Tensor | None, told: _Told) -> Grads | None:
         if delta is None:
             return {}
-        if call.rule.square_sum is None:
+        if call.rule.square_sum is None or call.rule.square_norms is None:
             return None
         sums = call.rule.square_sum(call.layer, call.ready(), delta)
-        return None if sums is None else dict(chosen(self._site_names, call.layer, sums))
+        if sums is None:
+            return None
+        norms = call.rule.square_norms(call.layer, call.ready(), delta)
+        told(dict(chosen(self._site_names, call.layer, norms)), slice(None))
+        return dict(chosen(self._site_names, call.layer, sums))
 
-    def _long_way(self, members: Sequence[tuple[Call, Tensor | None]]) -> Grads:
+    def _long_way(self, members: Sequence[tuple[Call, Tensor | None]], told: _Told) -> Grads:
         """Gradients of a few examples at a time, squared and added."""
         out: Grads = {}
         n = members[0][0].shape[0]
@@ -194,7 +214,9 @@ class HooksEngine(ModuleEngine):
                     )
                 )
                 for name, _, g in _summed(found):
-                    value = g.square_().sum(0)
+                    squares = g.square_()
+                    told({name: squares.flatten(1).sum(1)}, part)
+                    value = squares.sum(0)
                     out[name] = out[name] + value if name in out else value
         return out
 

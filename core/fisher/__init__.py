@@ -4,6 +4,12 @@ from .draws import Draws as Draws, draws_of as draws_of
 from .estimation import per_example_fishers as per_example_fishers
 from .labels import ExactLabels as ExactLabels, LabelRoots as LabelRoots, LabelRule as LabelRule
 from .per_example import DiagonalFishers as DiagonalFishers, LowRankFishers as LowRankFishers
+from .precision import (
+    Diagonal as Diagonal,
+    Isotropic as Isotropic,
+    PrecisionTree as PrecisionTree,
+)
+from .precision_estimation import estimate_precision as estimate_precision
 from .random_labels import (
     DataLabels as DataLabels,
     ProbeLabels as ProbeLabels,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..factorization import Factorization, PerturbationReport
-from ..fisher import DiagonalFishers, LowRankFishers
+from ..fisher import DiagonalFishers, LowRankFishers, PrecisionTree
 from .figures import bars
 from .markup import Html
 from .show import repr_html, rich_panel
@@ -153,6 +153,34 @@ def _(result: DiagonalFishers) -> dict[str, Cell]:
         "labels": str(result.facts.get("labels", "not told")),
         "median trace": float(np.median(traces)) if len(traces) else None,
     }
+
+
+@facts_of.register
+def _(result: PrecisionTree) -> dict[str, Cell]:
+    return {
+        "structure": result.structure,
+        "examples": result.n_examples,
+        "sites": len(result),
+        "trace": result.trace,
+        "labels": str(result.facts.get("labels", "not told")),
+    }
+
+
+@tables_of.register
+def _(result: PrecisionTree) -> tuple[Table, ...]:
+    whole = result.trace or 1.0
+    ranked = sorted(result.items(), key=lambda item: -item[1].trace)[:MOST_ROWS]
+    rows: list[list[Cell]] = [
+        [name, p.trace, _finite(result.trace_errors[name]), p.trace / whole] for name, p in ranked
+    ]
+    columns = [
+        Column(name="site", left=True),
+        Column(name="trace", format=".3g"),
+        Column(name="± standard error", format=".2g"),
+        Column(name="share", format=".1%"),
+    ]
+    title = f"Sites of largest trace ({len(rows)} of {len(result)})"
+    return (Table(columns=columns, rows=rows, title=title),)
 
 
 def _finite(value: Any) -> float | None:

@@ -35,6 +35,8 @@ from .core.fisher import (
     DiagonalFishers as DiagonalFishers,
     ExactLabels as ExactLabels,
     LowRankFishers as LowRankFishers,
+    PrecisionTree as PrecisionTree,
+    estimate_precision as estimate_precision,
     per_example_fishers as per_example_fishers,
 )
 from .core.model import (
@@ -65,6 +67,7 @@ __all__ = [
     "LowRankNPEFF",
     "ModelEngine",
     "PerturbationReport",
+    "PrecisionTree",
     "Stability",
     "Status",
     "StepInfo",
@@ -73,6 +76,7 @@ __all__ = [
     "available_backends",
     "check_backend",
     "choose_n_components",
+    "estimate_precision",
     "expand",
     "factorize",
     "get_backend",
