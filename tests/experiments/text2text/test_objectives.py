@@ -101,6 +101,16 @@ def test_f1_06_shapes_of_the_objectives():
     assert (inputs <= first).all()
 
 
+def test_f1_06_the_figure_of_the_paper():
+    words = np.arange(10, 21)  # Thank you for inviting me to your party last week .
+    mask = np.isin(np.arange(11), [2, 3, 8])
+    x, y = VOCABULARY.sentinel(0), VOCABULARY.sentinel(1)
+    inputs = replace_runs(words, mask, VOCABULARY)
+    assert inputs.tolist() == [10, 11, x, 14, 15, 16, 17, y, 19, 20]
+    z = VOCABULARY.sentinel(2)
+    assert replace_runs(words, ~mask, VOCABULARY).tolist() == [x, 12, 13, y, 18, z]
+
+
 def test_bytes_survive_a_round_trip():
     text = "Thaïs – ok"
     assert VOCABULARY.decode([*VOCABULARY.encode(text), 1, 40]) == text
