@@ -191,13 +191,13 @@ class ModuleEngine:
         size = max(1, ROW_BYTES // row)
         for start in range(0, len(U), size):
             part = slice(start, start + size)
-            yield part, _examples(inputs, part)
+            yield part, examples_at(inputs, part)
 
     def _looped_rows(self, inputs: Any, U: torch.Tensor) -> torch.Tensor:
         out = U.new_zeros(len(U), U.shape[1], self._sites[-1].stop)
         with self._quiet():
             for i in range(len(U)):
-                one = _examples(inputs, slice(i, i + 1))
+                one = examples_at(inputs, slice(i, i + 1))
                 leaves = {n: p.clone().requires_grad_() for n, p in self._parameters().items()}
                 with torch.enable_grad():
                     z = self._call(leaves, one)
@@ -310,7 +310,8 @@ def _batch_of_one(example: Any) -> Any:
     return example.unsqueeze(0)
 
 
-def _examples(inputs: Any, part: slice) -> Any:
+def examples_at(inputs: Any, part: slice) -> Any:
+    """The examples of a slice."""
     if isinstance(inputs, Mapping):
         return {k: v[part] for k, v in inputs.items()}
     return inputs[part]

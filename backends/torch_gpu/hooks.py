@@ -22,7 +22,7 @@ from ...core.model import OutputDistribution
 from ._layer_calls import Call, Unsupported, chosen
 from ._layer_rules import Grads, LayerRule, rule_of
 from ._projecting import Projecting
-from .engine import ModuleEngine, OutputsOf
+from .engine import ModuleEngine, OutputsOf, examples_at
 
 # Per-example gradients that are only squared and summed take at most this many bytes at a time.
 BLOCK_BYTES = 32 << 20
@@ -268,17 +268,28 @@ class HooksEngine(ModuleEngine):
         self, inputs: Any, U: Tensor
     ) -> Iterator[tuple[list[Call], Iterator[tuple[int, list[Tensor | None]]]]]:
         """Forward pass with the layers' calls, and the output gradients of one root or more."""
-        n, calls = len(U), []
-        handles: list[Any] = []
+        n = len(U)
         given = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
         if len(given) != n:
             raise InvalidInputError(
                 f"Roots of {n} examples were given for a batch of {len(given)}; one each."
             )
+        with self._quiet(), torch.enable_grad():
+            if not self._trusted:
+                # Two examples tell as much as all: what is missing, and what mixes them.
+                calls, z = self._forward(examples_at(inputs, slice(0, 2)), min(n, 2))
+                if z.requires_grad:
+                    self._check_first(calls, z)
+            calls, z = self._forward(inputs, n)
+            yield calls, _passes(calls, z, U)
+
+    def _forward(self, inputs: Any, n: int) -> tuple[list[Call], Tensor]:
+        """Outputs z (n, C), and every call of a layer with chosen parameters."""
+        handles: list[Any] = []
+        calls: list[Call] = []
 
         def keep(layer: nn.Module, args: Any, result: Any) -> None:
-            call = self._call_of(layer, args, result, n)
-            calls.append(call)
+            calls.append(self._call_of(layer, args, result, n))
 
         def widen(layer: nn.Module, args: Any) -> Any:
             # One row of positions for all examples becomes one row each.
@@ -286,18 +297,14 @@ class HooksEngine(ModuleEngine):
                 return (args[0].expand(n, *args[0].shape[1:]),)
             return None
 
-        with self._quiet(), torch.enable_grad():
-            try:
-                for layer in self._layers():
-                    handles.append(layer.register_forward_pre_hook(widen))
-                    handles.append(layer.register_forward_hook(keep))
-                z = self._call(self._attached(), inputs)
-            finally:
-                for handle in handles:
-                    handle.remove()
-            if not self._trusted and z.requires_grad:
-                self._check_first(calls, z)
-            yield calls, _passes(calls, z, U)
+        try:
+            for layer in self._layers():
+                handles.append(layer.register_forward_pre_hook(widen))
+                handles.append(layer.register_forward_hook(keep))
+            return calls, self._call(self._attached(), inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _call_of(self, layer: nn.Module, args: Any, result: Any, n: int) -> Call:
         name, rule = self._known[layer]

@@ -44,6 +44,8 @@ def choose_parameters(
             f"params={params!r} matches no parameter. The names are: {names}. Use these, glob "
             "patterns such as '*.weight', or a function of the name."
         )
+    if len(chosen) == len(sites):
+        return None, sites
     columns = np.concatenate([np.arange(s.start, s.stop) for s in chosen])
     return columns, sites_of({s.name: s.shape for s in chosen})
 

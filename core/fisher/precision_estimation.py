@@ -142,7 +142,7 @@ def estimate_precision(
 def model_digest(engine: ModelEngine) -> str:
     """SHA-256 of the bytes of θ, by which files know their model."""
     theta = np.ascontiguousarray(to_numpy(engine.theta()))
-    return hashlib.sha256(theta.tobytes()).hexdigest()
+    return hashlib.sha256(theta.reshape(-1).view(np.uint8).data).hexdigest()
 
 
 class _Sums:

@@ -145,7 +145,7 @@ def test_the_module_is_as_before_whatever_happens(kind):
     unchanged()
 
 
-@pytest.mark.parametrize(("make", "words"), [(Behind, "outside the calls"), (Mixing, "mixes")])
+@pytest.mark.parametrize(("make", "words"), [(Behind, "outside the calls"), (Mixing, "first axis")])
 def test_gradients_that_the_layers_do_not_tell_are_noticed(make, words):
     torch.manual_seed(0)
     module = make().double()
