@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,37 @@ class Call:
             with torch.no_grad():
                 self.features = self.rule.features(self.layer, self.input)
         return self.features
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Passes:
+    """Backward passes of a batch: the roots' gradients at the outputs of all calls.
+
+    Iterating gives (first, deltas): output gradients (k', n, ...) of every call, or ``None`` where
+    the outputs z (n, C) do not depend on it, from root number ``first`` on. Can be done once.
+    """
+
+    calls: Sequence[Call]
+    z: Tensor
+    roots: Tensor
+
+    def __iter__(self) -> Iterator[tuple[int, list[Tensor | None]]]:
+        edges = [c.edge for c in self.calls]
+        U, k = self.roots, self.roots.shape[1]
+        if not edges or not self.z.requires_grad or k == 0:
+            return
+        if k > 1 and all(len(c.shape) == 2 for c in self.calls):
+            # Small activations: all roots in one batched pass.
+            found = torch.autograd.grad(
+                self.z, edges, U.transpose(0, 1), is_grads_batched=True, allow_unused=True
+            )
+            yield 0, list(found)
+            return
+        for j in range(k):
+            found = torch.autograd.grad(
+                self.z, edges, U[:, j], retain_graph=j + 1 < k, allow_unused=True
+            )
+            yield j, [None if d is None else d.unsqueeze(0) for d in found]
 
 
 def chosen(

@@ -26,6 +26,8 @@ ROW_BYTES = 64 << 20
 
 
 OutputsOf = Callable[[Any, Any], torch.Tensor]
+# Roots U (n, k, C), or how they follow from the outputs z (n, C), which saves a forward pass.
+Roots = Any | Callable[[torch.Tensor], Any]
 
 
 class ModuleEngine:
@@ -147,22 +149,20 @@ class ModuleEngine:
             out[part] = self.rows(batch, U[part]).square_().sum(1)
         return out
 
-    def diagonal_sum(
-        self, inputs: Any, roots: Any, traces: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Σ_i Σ_k (U_i J_i)∘² (p,), a bounded number of rows at a time.
+    def diagonal_sum(self, inputs: Any, roots: Roots) -> tuple[torch.Tensor, torch.Tensor]:
+        """Σ_i Σ_k (U_i J_i)∘² (p,) and its sums over each site for each example (n, sites).
 
-        ``traces`` (n, sites) receives Σ over the parameters of each site, for each example.
+        A bounded number of rows at a time. ``roots`` may be a function of the outputs z.
         """
-        U = self._tensor(roots)
+        U = self._tensor(roots(self.predict(inputs)) if callable(roots) else roots)
         out = U.new_zeros(self._sites[-1].stop)
+        traces = U.new_zeros(len(U), len(self._sites))
         for part, batch in self._pieces(self._moved(inputs), U):
             squares = self.rows(batch, U[part]).square_().sum(1)
             out += squares.sum(0)
-            if traces is not None:
-                for i, site in enumerate(self._sites):
-                    traces[part, i] = squares[:, site.start : site.stop].sum(1)
-        return out
+            for i, site in enumerate(self._sites):
+                traces[part, i] = squares[:, site.start : site.stop].sum(1)
+        return out, traces
 
     def projected(self, inputs: Any, roots: Any, projection: Any, key: int) -> torch.Tensor:
         """Rows times a random projection (n, k, d), a bounded number of rows at a time.

@@ -19,10 +19,10 @@ from torch.autograd.graph import get_gradient_edge
 
 from ...core.errors import ConversionWarning, InvalidInputError
 from ...core.model import OutputDistribution
-from ._layer_calls import Call, Unsupported, chosen
+from ._layer_calls import Call, Passes, Unsupported, chosen
 from ._layer_rules import Grads, LayerRule, rule_of
 from ._projecting import Projecting
-from .engine import ModuleEngine, OutputsOf, examples_at
+from .engine import ModuleEngine, OutputsOf, Roots, examples_at
 
 # Per-example gradients that are only squared and summed take at most this many bytes at a time.
 BLOCK_BYTES = 32 << 20
@@ -115,19 +115,18 @@ class HooksEngine(ModuleEngine):
             return out
         return super().diagonal(inputs, U)
 
-    def diagonal_sum(self, inputs: Any, roots: Any, traces: Tensor | None = None) -> Tensor:
-        """Σ_i Σ_k (U_i J_i)∘² (p,), in blocks of few examples; a table of embeddings is not formed.
+    def diagonal_sum(self, inputs: Any, roots: Roots) -> tuple[Tensor, Tensor]:
+        """Σ_i Σ_k (U_i J_i)∘² (p,), and its sums over each site for each example (n, sites).
 
-        ``traces`` (n, sites) receives Σ over the parameters of each site, for each example.
+        In blocks of few examples; a table of embeddings is not formed. ``roots`` may be a function
+        of the outputs z: then one forward pass serves both.
         """
-        U = self._tensor(roots)
-        inputs = self._moved(inputs)
         if not self._refusal:
             try:
-                return self._squares(inputs, U, traces)
+                return self._squares(self._moved(inputs), roots)
             except Unsupported as refusal:
                 self._give_up(str(refusal))
-        return super().diagonal_sum(inputs, U, traces)
+        return super().diagonal_sum(inputs, roots)
 
     def projected(self, inputs: Any, roots: Any, projection: Any, key: int) -> Tensor:
         """Rows times a random projection (n, k, d), layer by layer; no whole row is formed."""
@@ -155,18 +154,16 @@ class HooksEngine(ModuleEngine):
             work = self._work = Projecting(self.sites, projection, key)
         return work
 
-    def _squares(self, inputs: Any, U: Tensor, traces: Tensor | None) -> Tensor:
-        out = U.new_zeros(self._sites[-1].stop)
-        numbers = {s.name: i for i, s in enumerate(self._sites)}
+    def _squares(self, inputs: Any, roots: Roots) -> tuple[Tensor, Tensor]:
+        with self._recorded(inputs, roots) as (calls, passes):
+            out = passes.z.new_zeros(self._sites[-1].stop)
+            traces = out.new_zeros(len(passes.z), len(self._sites))
+            numbers = {s.name: i for i, s in enumerate(self._sites)}
 
-        def told(found: Grads, part: slice) -> None:
-            if traces is not None:
+            def told(found: Grads, part: slice) -> None:
                 for name, norms in found.items():
                     traces[part, numbers[name]] += norms
 
-        if traces is not None:
-            traces.zero_()
-        with self._recorded(inputs, U) as (calls, passes):
             groups = self._groups(calls)
             for _, deltas in passes:
                 for members in groups:
@@ -179,7 +176,7 @@ class HooksEngine(ModuleEngine):
                     for name, value in done.items():
                         site = self._by_name[name]
                         out[site.start : site.stop] += value.reshape(-1)
-        return out
+        return out, traces
 
     def _short_way(self, call: Call, delta: Tensor | None, told: _Told) -> Grads | None:
         if delta is None:
@@ -264,15 +261,13 @@ class HooksEngine(ModuleEngine):
         return list({id(g): g for g in owner.values()}.values())
 
     @contextmanager
-    def _recorded(
-        self, inputs: Any, U: Tensor
-    ) -> Iterator[tuple[list[Call], Iterator[tuple[int, list[Tensor | None]]]]]:
+    def _recorded(self, inputs: Any, roots: Roots) -> Iterator[tuple[list[Call], Passes]]:
         """Forward pass with the layers' calls, and the output gradients of one root or more."""
-        n = len(U)
         given = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
-        if len(given) != n:
+        n = len(given)
+        if not callable(roots) and len(roots) != n:
             raise InvalidInputError(
-                f"Roots of {n} examples were given for a batch of {len(given)}; one each."
+                f"Roots of {len(roots)} examples were given for a batch of {n}; one each."
             )
         with self._quiet(), torch.enable_grad():
             if not self._trusted:
@@ -281,7 +276,8 @@ class HooksEngine(ModuleEngine):
                 if z.requires_grad:
                     self._check_first(calls, z)
             calls, z = self._forward(inputs, n)
-            yield calls, _passes(calls, z, U)
+            U = self._tensor(roots(z.detach()) if callable(roots) else roots)
+            yield calls, Passes(calls, z, U)
 
     def _forward(self, inputs: Any, n: int) -> tuple[list[Call], Tensor]:
         """Outputs z (n, C), and every call of a layer with chosen parameters."""
@@ -428,26 +424,6 @@ def module_engine(
             f"engine={engine!r} was given; accepted: 'auto', 'hooks', 'functional'."
         )
     return HooksEngine(module, output=output, outputs_of=outputs_of, strict=False)
-
-
-def _passes(
-    calls: Sequence[Call], z: Tensor, U: Tensor
-) -> Iterator[tuple[int, list[Tensor | None]]]:
-    """Output gradients (k', n, ...) of all calls, from root number ``first`` on."""
-    edges = [c.edge for c in calls]
-    k = U.shape[1]
-    if not edges or not z.requires_grad or k == 0:
-        return
-    if k > 1 and all(len(c.shape) == 2 for c in calls):
-        # Small activations: all roots in one batched pass.
-        found = torch.autograd.grad(
-            z, edges, U.transpose(0, 1), is_grads_batched=True, allow_unused=True
-        )
-        yield 0, list(found)
-        return
-    for j in range(k):
-        found = torch.autograd.grad(z, edges, U[:, j], retain_graph=j + 1 < k, allow_unused=True)
-        yield j, [None if d is None else d.unsqueeze(0) for d in found]
 
 
 def _summed(grads: Iterable[tuple[str, int, Tensor]]) -> list[tuple[str, int, Tensor]]:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from ..backend import to_numpy
 from ..errors import InvalidInputError
@@ -16,7 +15,7 @@ from ..model import ModelEngine, OutputDistribution, engine_for
 from ..status import Callback, StepInfo
 from ..types import Array, FloatArray, Seed
 from .batches import ParameterChoice, batched, choose_parameters, split_batch
-from .draws import draws_of
+from .draws import Draws, draws_of
 from .labels import ExactLabels, LabelRule
 from .precision import STRUCTURES, Diagonal, Isotropic, Precision, PrecisionTree
 
@@ -113,9 +112,12 @@ def estimate_precision(
     sums = _Sums([(s.start, s.stop) for s in sites])
     for batch in batches:
         inputs, targets = split_batch(batch)
-        z = derive.predict(inputs)
-        roots = rule.roots(derive.output, z, replace(draws, first=sums.n), targets)
-        sums.add(*_batch_sums(derive, inputs, roots.values, columns, sums.parts))
+        seen = replace(draws, first=sums.n)
+
+        def roots(z: Array, seen: Draws = seen, targets: Any = targets) -> Array:
+            return rule.roots(derive.output, z, seen, targets).values
+
+        sums.add(*_batch_sums(derive, inputs, roots, columns, sums.parts))
         if callback is not None and callback(_progress(sums, total)) is True:
             break
         enough = relative_error is not None and sums.n >= BATCH_EXAMPLES
@@ -176,16 +178,17 @@ class _Sums:
 
 
 def _batch_sums(
-    engine: Any, inputs: Any, roots: Array, columns: Any, parts: list[tuple[int, int]]
+    engine: Any,
+    inputs: Any,
+    roots: Callable[[Array], Array],
+    columns: Any,
+    parts: list[tuple[int, int]],
 ) -> tuple[FloatArray, FloatArray]:
     """Σ_i diag F_i (p,) and each example's trace by site (n, sites), in float64."""
-    n = int(roots.shape[0])
     if hasattr(engine, "diagonal_sum"):
-        xp = array_namespace(roots)
-        traces = xp.zeros((n, len(parts)), dtype=roots.dtype, device=roots.device)
-        total = engine.diagonal_sum(inputs, roots, traces)
+        total, traces = engine.diagonal_sum(inputs, roots)
         return to_numpy(total).astype(np.float64), to_numpy(traces).astype(np.float64)
-    rows = to_numpy(engine.rows(inputs, roots)).astype(np.float64)
+    rows = to_numpy(engine.rows(inputs, roots(engine.predict(inputs)))).astype(np.float64)
     values = np.einsum("nkp,nkp->np", rows, rows)
     if columns is not None:
         values = values[:, columns]
