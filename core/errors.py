@@ -60,6 +60,14 @@ class WriteFailedError(FishertopeError, OSError):
     """The operating system refused a write (permission, full disk, read-only file system)."""
 
 
+class DataMissingError(FishertopeError, FileNotFoundError):
+    """A data set or model that does not come with the package has not been fetched."""
+
+
+class FetchFailedError(FishertopeError, OSError):
+    """A package registry's client could not be run, failed, or brought other bytes than pinned."""
+
+
 class SolveFailedError(FishertopeError, RuntimeError):
     """A solver stopped without an answer and ``on_failure="raise"`` was asked for."""
 
