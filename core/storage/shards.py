@@ -139,6 +139,16 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.safetensors"
 
 
+def is_store(path: str | Path) -> bool:
+    """Whether a folder looks like a store, finished or not; nothing is checked."""
+    return (Path(path) / PLAN).is_file()
+
+
+def unfinished(path: str | Path) -> bool:
+    """Whether a folder looks like a store whose manifest is yet to be written."""
+    return is_store(path) and not (Path(path) / MANIFEST).is_file()
+
+
 def read_plan(path: Path) -> dict[str, Any]:
     """The checked plan of a store.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import _backends, _demo, _inspect
+from . import _backends, _demo, _estimate, _fisher, _inspect
 
 app = typer.Typer(
     name="fishertope",
@@ -38,4 +38,6 @@ def options(
 
 app.command("demo")(_demo.demo)
 app.command("backends")(_backends.backends)
+app.command("fisher")(_fisher.fisher)
+app.command("estimate")(_estimate.estimate)
 app.command("inspect")(_inspect.inspect)

@@ -1,0 +1,131 @@
+"""``fishertope estimate``: the Fisher of a whole data set, as a precision tree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import _job
+from ._checkpoint import Task
+from ._console import JsonOption, QuietOption, ThreadsOption, print_json, stderr, stdout
+
+
+def _known_structure(name: str) -> str:
+    from ..core.fisher.precision import STRUCTURES
+
+    if name not in STRUCTURES:
+        raise typer.BadParameter(f"{name!r} was given; choose one of {', '.join(STRUCTURES)}.")
+    return name
+
+
+def estimate(
+    model: _job.ModelArgument,
+    data: _job.DataArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File of the precision (.safetensors).")],
+    text: _job.TextOption = None,
+    label: _job.LabelOption = None,
+    limit: _job.LimitOption = None,
+    structure: Annotated[
+        str,
+        typer.Option(
+            callback=_known_structure, help="diagonal, or isotropic: one number a parameter tensor."
+        ),
+    ] = "diagonal",
+    labels: _job.RuleOption = _job.Rule.EXACT,
+    draws: _job.DrawsOption = 1,
+    top: _job.TopOption = None,
+    min_prob: _job.MinProbOption = 0.0,
+    relative_error: Annotated[
+        float | None,
+        typer.Option(
+            "--relative-error", help="Stop once the trace is known to this share, such as 0.01."
+        ),
+    ] = None,
+    params: _job.ParamsOption = None,
+    task: _job.TaskOption = Task.AUTO,
+    label_word: _job.WordOption = None,
+    fresh_head: _job.HeadOption = None,
+    max_length: _job.LengthOption = None,
+    engine: _job.EngineOption = "auto",
+    batch_size: _job.BatchOption = _job.BATCH_SIZE,
+    dtype: _job.DtypeOption = _job.Precision.FLOAT32,
+    device: _job.DeviceOption = None,
+    seed: _job.SeedOption = 0,
+    threads: ThreadsOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a precision that is at --out.")
+    ] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write the precision of a model on a data set: the mean of its examples' Fishers.
+
+    Merging takes these files. Under torchrun the processes share the batches: torchrun
+    --nproc-per-node 2 -m fishertope estimate ...
+
+    Example: fishertope estimate my-checkpoint reviews.csv --text review --out precision.safetensors
+    """
+    from ..core.backend import thread_limit
+    from ..core.fisher import estimate_precision
+    from ._inspect import facts_of, show
+    from ._long_runs import bar, ending_with
+
+    rule = _job.label_rule(labels, draws, top, min_prob)
+    _check_out(out, overwrite)
+    source = _job.Source(
+        model=model, data=data, text=tuple(text or ()), label=label, limit=limit, task=task,
+        label_words=tuple(label_word or ()), fresh_head=fresh_head, max_length=max_length,
+        dtype=dtype, device=device, batch_size=batch_size, seed=seed,
+    )  # fmt: skip
+    with thread_limit(threads), ending_with(f"Nothing was written to {out}."):
+        job = _job.prepare(source, labels)
+        with bar(None if quiet or json else stderr(), "Precision") as callback:
+            tree = estimate_precision(
+                job.model, job.data, structure=structure, labels=rule, params=params,
+                engine=engine, batch_size=batch_size, relative_error=relative_error, seed=seed,
+                callback=callback, **job.options,
+            )  # fmt: skip
+        tree.save(out)
+    found = facts_of(out)
+    if json:
+        print_json(found)
+    elif not quiet:
+        show(out, found, stdout())
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    """Refuse before the work what would be refused after it.
+
+    Raises
+    ------
+    ForeignFolderError, ResultsExistError, WriteFailedError
+        Something else, or a precision without ``--overwrite``, is there; no such folder.
+    """
+    from ..core.errors import (
+        CorruptFileError,
+        ForeignFolderError,
+        ResultsExistError,
+        WriteFailedError,
+    )
+    from ..core.fisher.precision import KIND
+    from ..core.storage import inspect_file
+
+    if not out.parent.is_dir():
+        raise WriteFailedError(f"There is no folder {out.parent} for {out.name}; create it first.")
+    if not out.exists():
+        return
+    try:
+        kind = inspect_file(out)["kind"] if out.is_file() else None
+    except CorruptFileError:
+        kind = None
+    if kind != KIND:
+        raise ForeignFolderError(
+            f"{out} is there and is no precision of fishertope. It is left as it is; choose "
+            "another --out."
+        )
+    if not overwrite:
+        raise ResultsExistError(
+            f"{out} holds a precision already. Choose another --out, or --overwrite to replace it."
+        )
