@@ -68,6 +68,10 @@ class FetchFailedError(FishertopeError, OSError):
     """A package registry's client could not be run, failed, or brought other bytes than pinned."""
 
 
+class RankLostError(FishertopeError, RuntimeError):
+    """Another process of the same run was killed, ended, or never started."""
+
+
 class SolveFailedError(FishertopeError, RuntimeError):
     """A solver stopped without an answer and ``on_failure="raise"`` was asked for."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -35,6 +35,7 @@ from .batches import (
 from .draws import Draws, draws_of
 from .labels import ExactLabels, LabelRoots, LabelRule
 from .per_example import DiagonalFishers, LowRankFishers, frobenius_norms
+from .ranks import Ranks, check_jobs, in_order
 from .reduction import (
     FactoredProjection,
     RandomProjection,
@@ -43,7 +44,7 @@ from .reduction import (
     TopK,
     split_reductions,
 )
-from .store import SHARD_EXAMPLES, FisherStore, StoreRun, data_digest, shard_pieces
+from .store import SHARD_EXAMPLES, FisherStore, Piece, StoreRun, data_digest, shard_pieces
 
 KINDS = ("low_rank", "diagonal")
 # A batch's rows take at most this many bytes unless the caller says how large a batch is.
@@ -65,6 +66,7 @@ def per_example_fishers(
     backend: BackendChoice = "auto",
     device: Device = None,
     seed: Seed = 0,
+    n_jobs: int | None = None,
     store: str | os.PathLike[str] | None = None,
     shard_examples: int = SHARD_EXAMPLES,
     callback: Callback | None = None,
@@ -103,11 +105,16 @@ def per_example_fishers(
         See :func:`select_backend`.
     seed : int or numpy.random.Generator
         For label rules that draw.
+    n_jobs : int, optional
+        Workers of joblib that share the batches of a dense network (NumPy, numba); -1 for all
+        cores. Changes nothing but speed. ``joblib.parallel_config`` chooses another kind of
+        workers, such as Dask's.
     store : path, optional
         Write shards of ``shard_examples`` examples into this folder and return them as a
         :class:`FisherStore`. The same call resumes after an interruption and gives the same bytes.
         Under ``torchrun`` (RANK and WORLD_SIZE in the environment) each process writes its own
-        shards, and the last one the manifest.
+        shards, and the last one the manifest. An iterable of batches may bring an attribute
+        ``data_sha256``, by which the store knows its data.
     callback : callable, optional
         Gets a :class:`StepInfo` after each batch (``loss`` is not meaningful and NaN); returning
         ``True`` stops, and the Fishers of the batches so far come back.
@@ -151,6 +158,7 @@ def per_example_fishers(
     if outputs_of is not None:
         options["outputs_of"] = outputs_of
     derive: Any = engine_for(model, output=output, **options)
+    check_jobs(derive, n_jobs)
     columns, sites = choose_parameters(derive.sites, params)
     if columns is not None and hasattr(derive, "restricted"):
         # Engines of large models never form the columns that are not asked for.
@@ -180,10 +188,17 @@ def per_example_fishers(
         return _stored(
             StoreRun(path=store, identity=identity, kind=kind, shard_examples=shard_examples),
             batches, total, compute, lambda parts: joined(parts, kept_sites, facts), callback,
+            n_jobs,
         )  # fmt: skip
     done = 0
-    for batch in batches:
-        part = compute(done, 0, batch)
+
+    def pieces() -> Iterator[Piece]:
+        first = 0
+        for batch in batches:
+            yield first, 0, batch
+            first += examples_of(batch)
+
+    for part in in_order(compute, pieces(), n_jobs):
         parts.append(part)
         done += part.n
         if callback is not None and callback(_progress(done, total)) is True:
@@ -209,29 +224,30 @@ def _stored(
     compute: Callable[[int, int, Any], Part],
     join: Callable[[list[Part]], LowRankFishers | DiagonalFishers],
     callback: Callback | None,
+    n_jobs: int | None,
 ) -> FisherStore:
     """Fill the store; processes of one ``torchrun`` share the shards."""
     run.shard_examples = check_count("shard_examples", run.shard_examples)
-    run.rank = int(os.environ.get("RANK", "0"))
-    run.world = int(os.environ.get("WORLD_SIZE", "1"))
+    run.ranks = Ranks.of_environment()
 
-    def told(start: int, stop: int, batch: Any) -> Part:
-        part = compute(start, stop, batch)
-        if callback is not None and callback(_progress(stop, total)) is True:
-            raise InvalidInputError(
-                f"The callback asked to stop after {stop} examples; the shards so far stay in "
-                f"{os.fspath(run.path)}, and the same call resumes."
-            )
-        return part
+    def numbered(start: int, stop: int, batch: Any) -> tuple[int, Part]:
+        return stop, compute(start, stop, batch)
+
+    def told(pieces: Iterator[Piece]) -> Iterator[tuple[int, Part]]:
+        for stop, part in in_order(numbered, pieces, n_jobs):
+            yield stop, part
+            if callback is not None and callback(_progress(stop, total)) is True:
+                raise InvalidInputError(
+                    f"The callback asked to stop after {stop} examples; the shards so far stay in "
+                    f"{os.fspath(run.path)}, and the same call resumes."
+                )
 
     def cut(batch: Any, start: int, stop: int) -> Any:
         if isinstance(batch, list):
             return [cut_examples(x, start, stop) for x in batch]
         return cut_examples(batch, start, stop)
 
-    pieces = shard_pieces(batches, run.shard_examples, cut, examples_of)
-    store = run.fill(pieces, told, join)
-    return store if store is not None else run.wait()
+    return run.fill(shard_pieces(batches, run.shard_examples, cut, examples_of), told, join)
 
 
 def store_identity(

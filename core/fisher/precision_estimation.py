@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +14,11 @@ from ..errors import InvalidInputError
 from ..model import ModelEngine, OutputDistribution, engine_for
 from ..status import Callback, StepInfo
 from ..types import Array, FloatArray, Seed
-from .batches import ParameterChoice, batched, choose_parameters, split_batch
-from .draws import Draws, draws_of
+from .batches import ParameterChoice, batched, choose_parameters, examples_of, split_batch
+from .draws import draws_of
 from .labels import ExactLabels, LabelRule
 from .precision import STRUCTURES, Diagonal, Isotropic, Precision, PrecisionTree
+from .ranks import ProcessGroup, Ranks, check_jobs, in_order, process_group
 
 BATCH_EXAMPLES = 32
 
@@ -35,13 +36,14 @@ def estimate_precision(
     batch_size: int | None = None,
     relative_error: float | None = None,
     seed: Seed = 0,
+    n_jobs: int | None = None,
     callback: Callback | None = None,
 ) -> PrecisionTree:
     """The Fisher of a data set, P = (1/N) Σ_i F(x_i), in a structure that can be kept and merged.
 
     Parameters
     ----------
-    model, data, output, params, engine, outputs_of, seed
+    model, data, output, params, engine, outputs_of, seed, n_jobs
         As in :func:`per_example_fishers`.
     structure : {"diagonal", "isotropic"}
         diag P, or the mean of the diagonal over each site.
@@ -68,12 +70,15 @@ def estimate_precision(
         No engine for this type of model.
     InvalidInputError
         Another structure, something else than a label rule, wrong inputs, NaN, or no data.
+    RankLostError
+        Under ``torchrun``, when another process was killed.
 
     Notes
     -----
     Sums run in float64 over batches. With exact labels over C classes C − 1 backward passes to the
     activations; a linear layer that sees one position an example then takes one product of squares,
     (Σ_c δ_c∘δ_c)ᵀ(a∘a), whatever C. Otherwise the gradients of a few examples at a time are formed.
+    Under ``torchrun`` the processes share the batches, and each gets the same tree.
     Source: arXiv:2111.09832, where it is the precision of diagonal Fisher merging.
 
     Examples
@@ -104,25 +109,45 @@ def estimate_precision(
     if outputs_of is not None:
         options["outputs_of"] = outputs_of
     derive: Any = engine_for(model, output=output, **options)
+    check_jobs(derive, n_jobs)
     columns, sites = choose_parameters(derive.sites, params)
     if columns is not None and hasattr(derive, "restricted"):
         derive, columns = derive.restricted([s.name for s in sites]), None
     draws = draws_of(seed)
     batches, total = batched(data, BATCH_EXAMPLES if batch_size is None else batch_size)
     sums = _Sums([(s.start, s.stop) for s in sites])
-    for batch in batches:
-        inputs, targets = split_batch(batch)
-        seen = replace(draws, first=sums.n)
+    ranks = Ranks.of_environment()
+    if ranks.world > 1 and relative_error is not None:
+        raise InvalidInputError(
+            f"relative_error={relative_error} was given to {ranks.world} processes; the stopping "
+            "rule is for one process. Leave it out, or unset RANK and WORLD_SIZE."
+        )
 
-        def roots(z: Array, seen: Draws = seen, targets: Any = targets) -> Array:
+    def work(inputs: Any, targets: Any, first: int) -> tuple[FloatArray, FloatArray]:
+        seen = replace(draws, first=first)
+
+        def roots(z: Array) -> Array:
             return rule.roots(derive.output, z, seen, targets).values
 
-        sums.add(*_batch_sums(derive, inputs, roots, columns, sums.parts))
-        if callback is not None and callback(_progress(sums, total)) is True:
-            break
-        enough = relative_error is not None and sums.n >= BATCH_EXAMPLES
-        if enough and sums.relative_error <= (relative_error or 0.0):
-            break
+        return _batch_sums(derive, inputs, roots, columns, sums.parts)
+
+    def own() -> Iterator[tuple[Any, Any, int]]:
+        first = 0
+        for number, batch in enumerate(batches):
+            if ranks.takes(number):
+                yield *split_batch(batch), first
+            first += examples_of(batch)
+
+    with process_group(ranks) as group:
+        for one in in_order(work, own(), n_jobs):
+            sums.add(*one)
+            if callback is not None and callback(_progress(sums, ranks, total)) is True:
+                break
+            enough = relative_error is not None and sums.n >= BATCH_EXAMPLES
+            if enough and sums.relative_error <= (relative_error or 0.0):
+                break
+        if group is not None:
+            sums.add_up(group)
     if not sums.n:
         raise InvalidInputError("The data hold no example; give at least one.")
     facts = {"output": derive.output.name, **rule.facts(), "model_sha256": model_digest(derive)}
@@ -152,13 +177,20 @@ class _Sums:
 
     def __init__(self, parts: list[tuple[int, int]]) -> None:
         self.parts, self.n = parts, 0
-        self.total = np.zeros(parts[-1][1])
+        self.total: FloatArray = np.zeros(parts[-1][1])
         self._traces: list[FloatArray] = []
 
     def add(self, total: FloatArray, traces: FloatArray) -> None:
         self.total += total
         self._traces.append(traces)
         self.n += len(traces)
+
+    def add_up(self, group: ProcessGroup) -> None:
+        """The sums of all processes, in each of them."""
+        own = np.concatenate([np.zeros((0, len(self.parts))), *self._traces])
+        self._traces = group.gather(own)
+        self.total = group.sum(self.total)
+        self.n = sum(len(t) for t in self._traces)
 
     @property
     def errors(self) -> FloatArray:
@@ -195,8 +227,10 @@ def _batch_sums(
     return values.sum(0), np.stack([values[:, a:b].sum(1) for a, b in parts], axis=1)
 
 
-def _progress(sums: _Sums, total: int) -> StepInfo:
+def _progress(sums: _Sums, ranks: Ranks, total: int) -> StepInfo:
+    # Each process sees its share only; the others are taken to be as far.
+    done = sums.n * ranks.world
     return StepInfo(
-        phase="Precision", step=sums.n, max_steps=total, loss=float("nan"),
-        relative_loss=float("nan"), residual=sums.relative_error, products=float("nan"),
+        phase="Precision", step=min(done, total) if total else done, max_steps=total,
+        loss=float("nan"), relative_loss=float("nan"), residual=sums.relative_error, products=float("nan"),
     )  # fmt: skip

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,11 @@ from ..model.sites import Site, sites_of
 from ..storage.shards import MANIFEST, ShardWriter, check_count, read_manifest, read_shards
 from ..types import NumpyArray
 from .per_example import DiagonalFishers, LowRankFishers, is_sparse, sparse_parts
+from .ranks import PATIENCE_SECONDS, Ranks, await_ranks, forget_ranks, heartbeat
 
 Fishers = LowRankFishers | DiagonalFishers
+Piece = tuple[int, int, Any]
+"""First example, end, and the batch in between."""
 LOW_RANK, DIAGONAL = "low-rank fishers shard", "diagonal fishers shard"
 SHARD_EXAMPLES = 256
 
@@ -142,81 +144,73 @@ class StoreRun:
         "low_rank" or "diagonal".
     shard_examples : int
         Examples in a shard.
-    rank, world : int
+    ranks : Ranks
         This process computes the shards ``rank``, ``rank + world``, ...; whichever process finds
         all of them there writes the manifest.
+    patience : float
+        Seconds without a sign of life after which another process counts as lost.
     """
 
     path: str | os.PathLike[str]
     identity: Mapping[str, Any]
     kind: str
     shard_examples: int = SHARD_EXAMPLES
-    rank: int = 0
-    world: int = 1
+    ranks: Ranks = field(default_factory=Ranks)
+    patience: float = PATIENCE_SECONDS
 
     def fill(
         self,
-        pieces: Iterable[tuple[int, int, Any]],
-        compute: Callable[[int, int, Any], Any],
+        pieces: Iterable[Piece],
+        compute: Callable[[Iterator[Piece]], Iterable[tuple[int, Any]]],
         join: Callable[[list[Any]], Fishers],
-    ) -> FisherStore | None:
+    ) -> FisherStore:
         """Go through (start, stop, batch) pieces that never cross a shard's bound.
 
-        Returns ``None`` where other processes have yet to write shards of theirs.
-        """
-        kind = LOW_RANK if self.kind == "low_rank" else DIAGONAL
-        identity = {**self.identity, "shard_examples": self.shard_examples}
-        writer = ShardWriter(Path(self.path), identity, kind=kind, alone=self.world == 1)
-        parts: list[Any] = []
-        current, n = -1, 0
-        for start, stop, batch in pieces:
-            number = start // self.shard_examples
-            if number != current:
-                self._flush(writer, current, parts, join)
-                parts, current = [], number
-            n = stop
-            if number % self.world == self.rank and not writer.has(number):
-                parts.append(compute(start, stop, batch))
-        self._flush(writer, current, parts, join)
-        if n == 0:
-            raise InvalidInputError("The data hold no example; give at least one.")
-        count = -(-n // self.shard_examples)
-        if writer.missing(count):
-            return None
-        writer.finish(count, {**self.identity, "n": n})
-        return FisherStore.open(self.path)
-
-    def wait(self, seconds: float = 600.0) -> FisherStore:
-        """Wait for the processes that have yet to write; the manifest ends it.
+        ``compute`` turns the pieces of this process into (stop, part), in their order. Returns
+        when the store is finished, by this process or another one.
 
         Raises
         ------
-        CorruptFileError
-            Nobody wrote a shard for so long; the same call resumes.
+        RankLostError
+            Another process owes shards and shows no sign of life; the same call resumes.
         """
-        folder = Path(self.path)
-        seen, since = -1, time.monotonic()
-        while not (folder / MANIFEST).is_file():
-            found = sum(1 for _ in folder.glob("shard-*.safetensors"))
-            if found != seen:
-                seen, since = found, time.monotonic()
-            elif time.monotonic() - since > seconds:
-                raise CorruptFileError(
-                    f"{folder} has {seen} shards, and no other process added one for "
-                    f"{seconds:.0f} s. Run the same command again to complete it."
-                )
-            time.sleep(0.05)
-        return FisherStore.open(self.path)
+        kind = LOW_RANK if self.kind == "low_rank" else DIAGONAL
+        identity = {**self.identity, "shard_examples": self.shard_examples}
+        folder, size = Path(self.path), self.shard_examples
+        writer = ShardWriter(folder, identity, kind=kind, alone=self.ranks.world == 1)
+        n = 0
 
-    def _flush(
-        self,
-        writer: ShardWriter,
-        number: int,
-        parts: list[Any],
-        join: Callable[[list[Any]], Fishers],
-    ) -> None:
-        if parts:
-            _write(writer, number, join(parts))
+        def own() -> Iterator[Piece]:
+            nonlocal n
+            for start, stop, batch in pieces:
+                n = stop
+                number = start // size
+                if self.ranks.takes(number) and not writer.has(number):
+                    yield start, stop, batch
+
+        with heartbeat(folder, self.ranks):
+            parts: list[Any] = []
+            last = 0
+            for last, part in compute(own()):
+                parts.append(part)
+                if last % size == 0:
+                    _write(writer, last // size - 1, join(parts))
+                    parts = []
+            if parts:
+                _write(writer, last // size, join(parts))
+            if n == 0:
+                raise InvalidInputError("The data hold no example; give at least one.")
+            count = -(-n // size)
+            if writer.missing(count):
+                manifest = folder / MANIFEST
+                if await_ranks(
+                    folder, self.ranks, lambda: writer.missing(count), manifest.is_file,
+                    patience=self.patience,
+                ):  # fmt: skip
+                    return FisherStore.open(folder)
+            writer.finish(count, {**self.identity, "n": n})
+            forget_ranks(folder, self.ranks.world)
+        return FisherStore.open(folder)
 
 
 def shard_pieces(
@@ -224,7 +218,7 @@ def shard_pieces(
     shard_examples: int,
     cut: Callable[[Any, int, int], Any],
     length: Callable[[Any], int],
-) -> Iterator[tuple[int, int, Any]]:
+) -> Iterator[Piece]:
     """Batches cut where a shard ends: (first example, end, batch)."""
     start = 0
     for batch in batches:
