@@ -232,5 +232,6 @@ def _progress(sums: _Sums, ranks: Ranks, total: int) -> StepInfo:
     done = sums.n * ranks.world
     return StepInfo(
         phase="Precision", step=min(done, total) if total else done, max_steps=total,
-        loss=float("nan"), relative_loss=float("nan"), residual=sums.relative_error, products=float("nan"),
+        loss=float("nan"), relative_loss=float("nan"), residual=sums.relative_error,
+        products=float("nan"),
     )  # fmt: skip

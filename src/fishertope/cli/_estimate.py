@@ -53,6 +53,7 @@ def estimate(
     dtype: _job.DtypeOption = _job.Precision.FLOAT32,
     device: _job.DeviceOption = None,
     seed: _job.SeedOption = 0,
+    jobs: _job.JobsOption = None,
     threads: ThreadsOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a precision that is at --out.")
@@ -70,7 +71,7 @@ def estimate(
     from ..core.backend import thread_limit
     from ..core.fisher import estimate_precision
     from ._inspect import facts_of, show
-    from ._long_runs import bar, ending_with
+    from ._long_runs import bar, ending_with, only_first
 
     rule = _job.label_rule(labels, draws, top, min_prob)
     _check_out(out, overwrite)
@@ -81,12 +82,15 @@ def estimate(
     )  # fmt: skip
     with thread_limit(threads), ending_with(f"Nothing was written to {out}."):
         job = _job.prepare(source, labels)
-        with bar(None if quiet or json else stderr(), "Precision") as callback:
+        first = only_first()
+        with bar(stderr() if first and not (quiet or json) else None, "Precision") as callback:
             tree = estimate_precision(
                 job.model, job.data, structure=structure, labels=rule, params=params,
                 engine=engine, batch_size=batch_size, relative_error=relative_error, seed=seed,
-                callback=callback, **job.options,
+                n_jobs=jobs, callback=callback, **job.options,
             )  # fmt: skip
+        if not first:
+            return
         tree.save(out)
     found = facts_of(out)
     if json:

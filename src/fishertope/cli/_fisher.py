@@ -111,6 +111,7 @@ def fisher(
     device: _job.DeviceOption = None,
     backend: BackendOption = "auto",
     seed: _job.SeedOption = 0,
+    jobs: _job.JobsOption = None,
     threads: ThreadsOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -125,7 +126,7 @@ def fisher(
     """
     from ..core.backend import thread_limit
     from ..core.fisher import FisherStore, per_example_fishers
-    from ._long_runs import bar, ending_with
+    from ._long_runs import bar, ending_with, only_first
 
     rule = _job.label_rule(labels, draws, top, min_prob)
     made = reductions(reduce, kind)
@@ -137,11 +138,12 @@ def fisher(
     kept = f"Finished shards are kept in {out}; the same command resumes."
     with thread_limit(threads), ending_with(kept):
         job = _job.prepare(source, labels)
-        with bar(None if quiet or json else stderr(), "Fishers") as callback:
+        first = only_first()
+        with bar(stderr() if first and not (quiet or json) else None, "Fishers") as callback:
             store = per_example_fishers(
                 job.model, job.data, kind=kind.name.lower(), labels=rule, params=params,
                 reduce=made or None, engine=engine, batch_size=batch_size, backend=backend,
-                seed=seed, store=out, shard_examples=shard_examples, callback=callback,
+                seed=seed, n_jobs=jobs, store=out, shard_examples=shard_examples, callback=callback,
                 **job.options,
             )  # fmt: skip
     if not isinstance(store, FisherStore):
@@ -149,7 +151,7 @@ def fisher(
     from ._inspect import show, store_facts
 
     found = store_facts(store)
-    if json:
+    if json and first:
         print_json(found)
-    elif not quiet:
+    elif first and not quiet:
         show(out, found, stdout())

@@ -111,6 +111,12 @@ DtypeOption = Annotated[
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1, ...; where the model is otherwise.")
 ]
+JobsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs", "-j", help="joblib's workers for a dense network of NumPy arrays; -1 for all."
+    ),
+]
 SeedOption = Annotated[int, typer.Option(min=0, help="Decides every random draw.")]
 
 

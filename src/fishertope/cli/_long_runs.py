@@ -83,6 +83,19 @@ def bar(console: Console | None, what: str) -> Iterator[Callback]:
         yield advance
 
 
+def only_first() -> bool:
+    """Whether this process is the one of a ``torchrun`` that speaks and writes single files.
+
+    Raises
+    ------
+    InvalidInputError
+        RANK and WORLD_SIZE that do not fit.
+    """
+    from ..core.fisher.ranks import Ranks
+
+    return Ranks.of_environment().rank == 0
+
+
 class _State:
     """Rate and time left since the first report."""
 
