@@ -239,7 +239,7 @@ class Factorization(Shown):
                 history=history,
                 **values,
             )
-        except (KeyError, TypeError, ValueError) as exc:
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as exc:
             raise CorruptFileError(
                 f"{path}: the contents are not a factorization of ours ({exc}). Write the file "
                 "again with Factorization.save."

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..display import Shown
 from ..errors import CorruptFileError, InvalidInputError
+from ..model.sites import is_shape
 from ..storage.arrays import load_arrays, save_arrays
 from ..types import FloatArray
 
@@ -187,19 +188,26 @@ class PrecisionTree(Shown, Mapping[str, Precision]):
         try:
             sites: dict[str, Precision] = {}
             for name in own["order"]:
-                shape = own["isotropic"].get(name)
+                shape, values = own["isotropic"].get(name), arrays[name]
+                if values.dtype.kind != "f":
+                    raise InvalidInputError(f"{name!r} holds {values.dtype} numbers")
                 if shape is None:
-                    sites[name] = Diagonal(np.asarray(arrays[name], dtype=np.float64))
+                    sites[name] = Diagonal(np.asarray(values, dtype=np.float64))
+                elif values.ndim == 0 and is_shape(shape):
+                    sites[name] = Isotropic(float(values), tuple(shape))
                 else:
-                    sites[name] = Isotropic(float(arrays[name]), tuple(int(s) for s in shape))
+                    raise InvalidInputError(f"{name!r} has no single number or no shape")
+            n = own["n_examples"]
+            if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n < 2**62:
+                raise InvalidInputError("the number of examples is no whole number >= 1")
             errors = own["trace_errors"]
             return cls(
                 sites=sites,
-                n_examples=int(own["n_examples"]),
+                n_examples=n,
                 trace_errors={n: np.nan if e is None else float(e) for n, e in errors.items()},
                 facts=dict(own["facts"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, InvalidInputError) as exc:
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as exc:
             raise CorruptFileError(
                 f"{os.fspath(path)}: the contents are not a precision tree of ours ({exc}). Write "
                 "the file again with PrecisionTree.save."

@@ -14,7 +14,7 @@ from array_api_compat import is_array_api_obj
 
 from ..backend import to_numpy
 from ..errors import CorruptFileError, InvalidInputError
-from ..model.sites import Site, sites_of
+from ..model.sites import Site, is_shape, sites_of
 from ..storage.shards import MANIFEST, ShardWriter, check_count, read_manifest, read_shards
 from ..types import NumpyArray
 from .per_example import DiagonalFishers, LowRankFishers, is_sparse, sparse_parts
@@ -90,8 +90,16 @@ class FisherStore:
             Naming the shard that is missing, truncated or altered.
         """
         seen = 0
+        first: tuple[int, bool] | None = None
         for arrays, facts in read_shards(self.path, self.manifest):
             block = _from_arrays(arrays, self.manifest["kind"], self.sites, facts, self.path)
+            form = (block.n_columns, "width" in arrays)
+            first = form if first is None else first
+            if form != first:
+                raise CorruptFileError(
+                    f"{self.path} holds a shard of {form[0]} columns after one of {first[0]}, or "
+                    "sparse ones beside dense ones. Compute the store again."
+                )
             seen += len(block)
             yield block
         if seen != len(self):
@@ -102,7 +110,10 @@ class FisherStore:
 
     def load(self) -> Fishers:
         """All Fishers in memory."""
-        return concatenated(list(self.blocks()), self.manifest["facts"])
+        blocks = list(self.blocks())
+        if not blocks:
+            raise CorruptFileError(f"{self.path} holds no example. Compute the store again.")
+        return concatenated(blocks, self.manifest["facts"])
 
 
 def save_fishers(
@@ -363,10 +374,7 @@ def _sites(manifest: Mapping[str, Any], path: Any) -> tuple[Site, ...]:
     for site in found if isinstance(found, list) else [{}]:
         site = site if isinstance(site, dict) else {}
         shape = site.get("shape")
-        sound = isinstance(shape, list) and all(
-            isinstance(s, int) and not isinstance(s, bool) and 0 <= s < 2**40 for s in shape
-        )
-        if not sound or not isinstance(site.get("name"), str) or site["name"] in names:
+        if not is_shape(shape) or not isinstance(site.get("name"), str) or site["name"] in names:
             raise CorruptFileError(f"{path}: the sites in the manifest are malformed.")
         names.add(site["name"])
     return sites_of({s["name"]: tuple(s["shape"]) for s in found})

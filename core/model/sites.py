@@ -37,6 +37,13 @@ def sites_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Site, ...]:
     return tuple(sites)
 
 
+def is_shape(value: object) -> bool:
+    """Whether a value from an untrusted file is a list of extents."""
+    return isinstance(value, list) and all(
+        isinstance(s, int) and not isinstance(s, bool) and 0 <= s < 2**40 for s in value
+    )
+
+
 def unflatten(theta: Array, sites: Iterable[Site]) -> dict[str, Array]:
     """Views of a flat vector (..., p) by site name, each (..., *shape).
 
