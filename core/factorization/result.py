@@ -229,6 +229,8 @@ class Factorization(Shown):
             # Infinite numbers are text in JSON.
             numbers = ("loss", "total", "residual", "kkt", "products")
             values |= {name: float(facts[name]) for name in numbers}
+            if not 0 < values["total"] < float("inf"):
+                raise ValueError(f"total={values['total']} is not a finite number > 0")
             return cls(
                 coefficients=W,
                 components=G,

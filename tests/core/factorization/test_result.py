@@ -157,3 +157,10 @@ def test_transform_refuses_other_columns(result):
     other = LowRankFishers.from_rows(np.ones((2, 1, 5)))
     with pytest.raises(InvalidInputError, match="5 columns"):
         result.transform(other)
+
+
+@pytest.mark.parametrize("total", [0, -1.0, "NaN", "Infinity", False])
+def test_a_file_without_a_positive_total_is_refused(result, tmp_path, total):
+    result.replace(total=total).save(tmp_path / "f.safetensors")
+    with pytest.raises(CorruptFileError, match="total"):
+        Factorization.load(tmp_path / "f.safetensors")
