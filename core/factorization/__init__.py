@@ -8,6 +8,7 @@ from .effect import (
 from .expansion import expand as expand
 from .factorize import factorize as factorize
 from .history import History as History
+from .lift import lift as lift
 from .method import DiagonalNPEFF as DiagonalNPEFF, LowRankNPEFF as LowRankNPEFF
 from .perturbation import component_direction as component_direction, perturb as perturb
 from .result import Factorization as Factorization

@@ -174,6 +174,12 @@ class Factorization(Shown):
 
         return expand(self, fishers, n_new, **options)
 
+    def lift(self, source: Any, data: Any = None, **options: Any) -> Factorization:
+        """The components over all parameters, after a fit of projected rows; see :func:`lift`."""
+        from .lift import lift
+
+        return lift(self, source, data, **options)
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write one safetensors file, atomically: arrays, history, method, provenance."""
         arrays = {
