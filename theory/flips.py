@@ -41,7 +41,8 @@ def flip_gains(problem: ReluProblem, solution: ReluSolution) -> Flips:
     """The gain of every tight pair of units that are not dead; O(nmd)."""
     w, x = solution.weights, problem.inputs
     sizes = np.linalg.norm(w, axis=1)
-    dead = sizes <= _DEAD * max(float(sizes.max()), 1e-300)
+    unit = float(np.linalg.norm(problem.targets)) / float(np.linalg.norm(x, axis=1).max())
+    dead = sizes <= _DEAD * max(float(sizes.max()), unit, 1e-300)
     relative = np.abs(w @ x.T) / np.linalg.norm(x, axis=1) / np.where(dead, 1.0, sizes)[:, None]
     tight = (relative <= _TIGHT) & ~dead[:, None]
     gains = solution.multipliers - problem.signs[:, None] * solution.residual

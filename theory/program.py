@@ -207,13 +207,14 @@ def kkt_residual(
     gradient = (v[:, None] * active * residual) @ x - (multipliers * s) @ x
     size = float(np.linalg.norm(x, axis=1).max())
     height = float(np.linalg.norm(y)) or 1.0
-    length = float(np.abs(weights).max(initial=0.0)) or 1.0
+    # A weight of this size moves a prediction by ‖y‖; where all are smaller, it is the yardstick.
+    length = max(float(np.abs(weights).max(initial=0.0)), height / size)
     slack = s * products / np.linalg.norm(x, axis=1)
     return max(
         float(np.abs(gradient).max()) / (size * height),
         float(-slack.min(initial=0.0)) / length,
         float(-multipliers.min(initial=0.0)) / height,
-        float(np.abs(multipliers * products).max(initial=0.0)) / (height * max(size * length, 1.0)),
+        float(np.abs(multipliers * products).max(initial=0.0)) / (height * size * length),
     )
 
 

@@ -18,6 +18,7 @@ from ...core.backend.layout import DenseLayer, dense_layout
 from ...core.backend.subsets import subset_of_rank
 from ...core.backend.threads import serial_blas
 from ...core.types import FloatArray, IntArray, NumpyArray
+from ..reference._vertex_program import column_scaled, vertex_program
 from ._factor_kernels import descend, scale_segments, segment_products
 from ._fisher_kernels import (
     RELU,
@@ -40,6 +41,8 @@ _BLOCK = 1 << 19
 
 # Share of the mean diagonal of a vertex program's Hessian that makes it definite.
 RIDGE = 1e-11
+# Programs with a larger relative KKT miss are solved again by the reference's QR method.
+UNFINISHED = 1e-10
 
 # A multiplication inside BLAS takes about this fraction of the time of an entry in a loop.
 _MULTIPLICATIONS = 8
@@ -368,10 +371,14 @@ def vertex_programs(
         for a in (generators, targets, unit_signs, patterns)
     )
     (n, d), (b, m, _) = x.shape, s.shape
+    x, exponents = column_scaled(x)
     weights, multipliers = np.empty((b, m, d)), np.empty((b, m, n))
-    steps = np.empty(b, dtype=np.int64)
+    quality = np.empty(b)
     work = b * n * m * m * d * d
-    split(solve_programs, b, x, y, v, s, RIDGE, weights, multipliers, steps, work=work)
+    split(solve_programs, b, x, y, v, s, RIDGE, weights, multipliers, quality, work=work)
+    for k in np.flatnonzero(~(quality <= UNFINISHED)):
+        weights[k], multipliers[k] = vertex_program(x, y, v, s[k])
+    weights = np.ldexp(weights, -exponents)
     dtype = generators.dtype
     return weights.astype(dtype, copy=False), multipliers.astype(dtype, copy=False)
 

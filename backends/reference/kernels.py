@@ -17,6 +17,7 @@ from ...core.backend import Kernel
 from ...core.backend.layout import dense_layout
 from ...core.backend.subsets import subset_of_rank
 from ...core.types import FloatArray, IntArray, NumpyArray
+from ._vertex_program import column_scaled, vertex_program
 
 
 def dense_fisher_rows(
@@ -309,92 +310,15 @@ def _relative_pivot(a: FloatArray) -> float:
 def vertex_programs(
     generators: FloatArray, targets: FloatArray, unit_signs: FloatArray, patterns: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Weights (b, m, d) and multipliers (b, m, n) of b vertex programs.
-
-    The dual active-set method of Goldfarb & Idnani (1983) with every system formed anew, then two
-    Newton steps on the working set with the true residual.
-    """
+    """Weights (b, m, d) and multipliers (b, m, n) of b vertex programs, one after the other."""
     x, y, v, s = (a.astype(np.float64) for a in (generators, targets, unit_signs, patterns))
     (n, d), (b, m, _) = x.shape, s.shape
     weights, multipliers = np.zeros((b, m, d)), np.zeros((b, m, n))
+    scaled, exponents = column_scaled(x)
     for k in range(b):
-        phi = np.hstack([v[j] * (s[k, j] > 0)[:, None] * x for j in range(m)])
-        cone = np.zeros((m * n, m * d))
-        for j in range(m):
-            cone[j * n : (j + 1) * n, j * d : (j + 1) * d] = s[k, j][:, None] * x
-        weights[k], multipliers[k] = _vertex_program(phi, cone, y, (m, d), (m, n))
+        weights[k], multipliers[k] = vertex_program(scaled, y, v, s[k])
+    weights = np.ldexp(weights, -exponents)
     return weights.astype(generators.dtype), multipliers.astype(generators.dtype)
-
-
-def _vertex_program(
-    phi: FloatArray,
-    cone: FloatArray,
-    y: FloatArray,
-    weight_shape: tuple[int, int],
-    multiplier_shape: tuple[int, int],
-) -> tuple[FloatArray, FloatArray]:
-    from scipy.linalg import null_space, solve_triangular
-
-    size = phi.shape[1]
-    scale = float((phi**2).sum()) / size
-    if scale == 0.0:
-        return np.zeros(weight_shape), np.zeros(multiplier_shape)
-    root = np.linalg.cholesky(phi.T @ phi + 1e-11 * scale * np.eye(size))
-    # In the coordinates t = Lᵀw the Hessian is the identity and the constraints are b_k·t >= 0.
-    sides = solve_triangular(root, cone.T, lower=True).T
-    t = solve_triangular(root, phi.T @ y, lower=True)
-    nearest, mu = _nearest_in_cone(sides, t)
-    w = solve_triangular(root.T, nearest)
-    tight = cone[mu > 0]
-    basis = null_space(tight) if len(tight) else np.eye(size)
-    better = basis @ (basis.T @ w)
-    half = phi @ basis
-    hessian = half.T @ half + 1e-11 * scale * np.eye(half.shape[1])
-    for _ in range(2):  # Newton steps with the true residual take the bias of ε off
-        better = better + basis @ np.linalg.solve(hessian, half.T @ (y - phi @ better))
-    if (cone @ better >= -1e-10 * np.abs(better).max() * np.linalg.norm(cone, axis=1)).all():
-        w = better
-        if len(tight):
-            forces = np.linalg.lstsq(tight.T, phi.T @ (phi @ w - y), rcond=1e-10)[0]
-            mu[mu > 0] = forces
-    return w.reshape(weight_shape), mu.reshape(multiplier_shape)
-
-
-def _nearest_in_cone(sides: FloatArray, point: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The t nearest to ``point`` with b_k·t >= 0, and μ >= 0 with t = point + Σ μ_k b_k."""
-    t, mu = point.copy(), np.zeros(len(sides))
-    lengths = np.linalg.norm(sides, axis=1)
-    implied = np.zeros(len(sides), dtype=bool)
-    for _ in range(50 * len(point) + 200):
-        slack = np.where((mu > 0) | implied, 0.0, sides @ t / lengths)
-        enter = int(np.argmin(slack))
-        if slack[enter] >= -1e-13 * np.abs(t).max():
-            break
-        fresh = 0.0
-        while True:
-            working = np.flatnonzero(mu > 0)
-            ratio = np.linalg.lstsq(sides[working].T, sides[enter], rcond=None)[0]
-            direction = sides[enter] - ratio @ sides[working]
-            free = float(direction @ direction)
-            down = ratio > 0
-            dual = float((mu[working][down] / ratio[down]).min(initial=np.inf))
-            primal = np.inf
-            if free > 1e-14 * lengths[enter] ** 2:
-                primal = float(-(sides[enter] @ t) / free)
-                t = t + min(dual, primal) * direction
-            step = min(dual, primal)
-            if step == np.inf:  # implied by the working set up to rounding
-                implied[enter] = True
-                break
-            fresh += step
-            left = mu[working] - step * ratio
-            if dual <= primal:
-                left[np.flatnonzero(down)[np.argmin(mu[working][down] / ratio[down])]] = 0.0
-            mu[working] = np.maximum(left, 0.0)
-            if primal <= dual:
-                mu[enter] = fresh
-                break
-    return t, mu
 
 
 KERNELS: dict[Kernel, Callable[..., Any]] = {

@@ -80,7 +80,7 @@ def _scaled(row):
 
 
 @pytest.mark.parametrize(("n", "d"), SIZES)
-def test_z1_01_counts_and_no_duplicates(n, d):
+def test_z1_check_01_counts_and_no_duplicates(n, d):
     x = normal(n, d)
     blocks = list(Sweep.over(x).blocks())
     rows = np.concatenate(blocks)
@@ -96,7 +96,7 @@ def test_z1_01_counts_and_no_duplicates(n, d):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_z1_01_ten_more(seed):
+def test_z1_check_01_ten_more(seed):
     rng = np.random.default_rng(100 + seed)
     n, d = int(rng.integers(1, 10)), int(rng.integers(2, 5))
     x = rng.normal(size=(n, d))
@@ -106,7 +106,7 @@ def test_z1_01_ten_more(seed):
 
 
 @pytest.mark.parametrize(("n", "count"), [(3, 32), (4, 370)])
-def test_z1_01_resonance(n, count):
+def test_z1_check_01_resonance(n, count):
     x = resonance(n)
     assert len(as_set(tree_patterns(x))) == count
     with pytest.raises(DegenerateArrangement, match="Rows"):
@@ -114,12 +114,12 @@ def test_z1_01_resonance(n, count):
 
 
 @pytest.mark.slow
-def test_z1_01_resonance_five():
+def test_z1_check_01_resonance_five():
     assert sum(1 for _ in tree_patterns(resonance(5))) == 11292
 
 
 @pytest.mark.parametrize(("n", "d"), [(6, 2), (8, 3), (9, 4), (5, 5)])
-def test_z1_02_brute_force(n, d):
+def test_z1_check_02_brute_force(n, d):
     x = normal(n, d, 3)
     found = as_set(Sweep.over(x).blocks())
     by_oracle = {s for s in itertools.product((1, -1), repeat=n) if decide(x, np.array(s)).feasible}
@@ -131,7 +131,7 @@ def test_z1_02_brute_force(n, d):
         assert (np.array(s) * (x @ w) > 0).all()
 
 
-def test_z1_02_certificates_both_ways():
+def test_z1_check_02_certificates_both_ways():
     rng = np.random.default_rng(5)
     seen = {True: 0, False: 0}
     for _ in range(200):
@@ -161,7 +161,7 @@ def test_a_false_proof_is_not_believed():
     assert not verify(contradiction, [1, 1], no)
 
 
-def test_z1_03_uniform_sampler_is_uniform_and_unrank_inverts_rank():
+def test_z1_check_03_uniform_sampler_is_uniform_and_unrank_inverts_rank():
     from scipy.stats import chi2
 
     x = normal(8, 3)
@@ -185,7 +185,7 @@ def test_gaussian_sampling_gives_feasible_patterns():
     )
 
 
-def test_z1_04_four_ways_to_the_walls():
+def test_z1_check_04_four_ways_to_the_walls():
     rng = np.random.default_rng(6)
     for _ in range(25):
         n, d = int(rng.integers(6, 12)), int(rng.integers(3, 5))
@@ -353,12 +353,12 @@ def test_volume_is_that_of_the_hull():
         ([["a", "b"]], "real numbers"),
     ],
 )
-def test_z1_13_refusals_name_rows(rows, message):
+def test_z1_check_13_refusals_name_rows(rows, message):
     with pytest.raises(InvalidInputError, match=message):
         Zonotope(rows)
 
 
-def test_z1_13_infeasible_and_degenerate():
+def test_z1_check_13_infeasible_and_degenerate():
     x = np.vstack([normal(5, 3), normal(5, 3)[2:3]])
     s = np.where(x @ np.ones(3) > 0, 1, -1)
     s[5] = -s[2]
