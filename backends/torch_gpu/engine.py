@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
+from difflib import get_close_matches
 from typing import Any
 from warnings import warn
 
@@ -98,6 +99,40 @@ class ModuleEngine:
         """Outputs z (n, C) of the batch."""
         with self._quiet(), torch.no_grad():
             return self._call(self._parameters(), self._moved(inputs))
+
+    def hidden(self, inputs: Any, layer: str) -> torch.Tensor:
+        """What a submodule returns for the batch (n, ...); the first of several things.
+
+        Raises
+        ------
+        InvalidInputError
+            No submodule of that name, or it was not called exactly once.
+        """
+        submodules = dict(self.module.named_modules())
+        if layer not in submodules:
+            near = ", ".join(get_close_matches(layer, submodules, n=4)) or ", ".join(
+                list(submodules)[1:9]
+            )
+            raise InvalidInputError(
+                f"layer={layer!r} was given; this {type(self.module).__name__} has no submodule of "
+                f"that name. Near ones: {near}."
+            )
+        seen: list[torch.Tensor] = []
+
+        def keep(module: torch.nn.Module, args: Any, returned: Any) -> None:
+            seen.append(returned if isinstance(returned, torch.Tensor) else returned[0])
+
+        handle = submodules[layer].register_forward_hook(keep)
+        try:
+            self.predict(inputs)
+        finally:
+            handle.remove()
+        if len(seen) != 1:
+            raise InvalidInputError(
+                f"{layer!r} was called {len(seen)} times in one pass; a submodule that is called "
+                "once is taken."
+            )
+        return seen[0].detach()
 
     def restricted(self, names: Iterable[str]) -> ModuleEngine:
         """An engine of the same module over some of the sites only, in their old order.

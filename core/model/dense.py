@@ -149,6 +149,23 @@ class DenseEngine:
         """Outputs z (n, C)."""
         return self._trace(self.checked(inputs))[1]
 
+    def hidden(self, inputs: Array, layer: str | None = None) -> Array:
+        """Activations (n, d) of a hidden layer, "0" being the first; the last one by default.
+
+        Raises
+        ------
+        InvalidInputError
+            No hidden layer of that number.
+        """
+        names = [str(i) for i in range(len(self.network.weights) - 1)]
+        wanted = (names or [""])[-1] if layer is None else layer
+        if wanted not in names:
+            raise InvalidInputError(
+                f"layer={layer!r} was given; this network has the hidden layers "
+                f"{', '.join(names) or 'none'}."
+            )
+        return self._trace(self.checked(inputs))[0][int(wanted) + 1]
+
     def rows(self, inputs: Array, roots: Array) -> Array:
         """Rows U_i J_i (n, k, p) for roots U (n, k, C); nothing larger is formed."""
         xp = self._xp
