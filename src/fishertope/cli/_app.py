@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import _backends, _demo, _estimate, _fisher, _inspect
+from . import _backends, _demo, _estimate, _experiment, _fisher, _inspect
 
 app = typer.Typer(
     name="fishertope",
@@ -41,3 +41,4 @@ app.command("backends")(_backends.backends)
 app.command("fisher")(_fisher.fisher)
 app.command("estimate")(_estimate.estimate)
 app.command("inspect")(_inspect.inspect)
+app.add_typer(_experiment.group, name="experiment")

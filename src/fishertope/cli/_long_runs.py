@@ -48,8 +48,8 @@ def ending_with(message: str) -> Iterator[None]:
 
 
 @contextmanager
-def bar(console: Console | None, what: str) -> Iterator[Callback]:
-    """A callback that shows examples done, rate and time left; silent without a console.
+def bar(console: Console | None, what: str, unit: str = "examples") -> Iterator[Callback]:
+    """A callback that shows ``unit`` done, rate and time left; silent without a console.
 
     On a terminal a bar; otherwise a line every 30 seconds. Shards that an earlier run has written
     count neither for the rate nor for the time left.
@@ -57,7 +57,7 @@ def bar(console: Console | None, what: str) -> Iterator[Callback]:
     if console is None:
         yield lambda info: None
         return
-    state = _State()
+    state = _State(unit)
     if not console.is_terminal:
 
         def line(info: StepInfo) -> None:
@@ -99,7 +99,8 @@ def only_first() -> bool:
 class _State:
     """Rate and time left since the first report."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
         self._first: tuple[int, float] | None = None
         self._last = time.monotonic()
 
@@ -117,9 +118,9 @@ class _State:
         rate = done / since if since > 0 else 0.0
         known = f" of {info.max_steps}" if info.max_steps else ""
         if rate <= 0:
-            return f"{info.step}{known} examples"
+            return f"{info.step}{known} {self._unit}"
         left = f", {clock((info.max_steps - info.step) / rate)} left" if info.max_steps else ""
-        return f"{info.step}{known} examples, {rate:.3g} a second{left}"
+        return f"{info.step}{known} {self._unit}, {rate:.3g} a second{left}"
 
 
 def clock(seconds: float) -> str:

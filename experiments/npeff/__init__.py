@@ -1,0 +1,5 @@
+"""Studies of NPEFF, one module each; helpers are named for what they do."""
+
+STUDIES = {
+    "npeff-e1": "planted",
+}

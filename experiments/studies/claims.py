@@ -1,0 +1,93 @@
+"""The claims of the five papers, numbered, in our words: what the studies refer to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """A paper and what it claims.
+
+    Attributes
+    ----------
+    title, arxiv : str
+    claims : tuple of str
+        Claim 1 first.
+    """
+
+    title: str
+    arxiv: str
+    claims: tuple[str, ...]
+
+
+PAPERS = {
+    "npeff": Paper(
+        "NPEFF: non-negative per-example Fisher factorization",
+        "2310.04649",
+        (
+            "Per-example Fishers decompose into non-negative sums of rank-one (or diagonal) "
+            "components by a scalable algorithm.",
+            "Components correspond to processing strategies, for several language models and text "
+            "tasks.",
+            "Parameter perturbations built from a component selectively disrupt its role.",
+            "Extensive ablations: rank, components, number of examples, projection dimension, "
+            "normalisation, exact or sampled labels.",
+            "Collateral effects of unlearning can be analysed and mitigated.",
+            "In-context learning can be studied.",
+            "Advantages over gradient clustering and over sparse autoencoders on activations.",
+            "Applies to any end-to-end differentiable model, language and vision; recovers the "
+            "strategies of a model with known rules; finds and corrects flawed heuristics.",
+        ),
+    ),
+    "relu": Paper(
+        "Shallow ReLU networks as a search over zonotope vertices",
+        "2210.00176",
+        (
+            "Optimisation is a search over activation patterns with a convex program each; the "
+            "patterns are the vertices of a (product of) zonotope(s).",
+            "Sensitivity of the optimal loss to perturbations of the data, and general position.",
+            "Over-parameterisation makes a random vertex likely to contain a good solution.",
+            "A polynomial-time procedure picks a vertex that contains the global optimum with only "
+            "double the minimum number of parameters that fit the data.",
+            "A greedy local search over vertices outperforms gradient descent on "
+            "under-parameterised problems.",
+        ),
+    ),
+    "merging": Paper(
+        "Merging models with Fisher-weighted averaging",
+        "2111.09832",
+        (
+            "Merging approximates maximising the product of posteriors; the isotropic case is "
+            "plain averaging.",
+            "Diagonal Fisher precision improves on isotropic merging.",
+            "Comparable to gradient-based transfer on intermediate-task training and domain "
+            "adaptation.",
+            "Combines models in new ways: merging on top of sequential training, many donors, "
+            "checkpoints.",
+            "Extremely low cost.",
+            "Extensive ablation of the design: number of examples, normalisation, floor, "
+            "coefficient search, labels.",
+        ),
+    ),
+    "modifications": Paper(
+        "Do Transformer modifications transfer across implementations and applications?",
+        "2102.11972",
+        (
+            "Most modifications do not meaningfully improve performance in one shared setting.",
+            "The beneficial ones are minor changes or come from the same code base.",
+            "Improvements may depend on implementation details; recommendations for evaluating.",
+        ),
+    ),
+    "t5": Paper(
+        "Exploring the limits of transfer learning with a unified text-to-text Transformer",
+        "1910.10683",
+        (
+            "Every language problem as text-to-text, with one model, loss and decoding.",
+            "Comparison of objectives, architectures, unlabeled data, transfer approaches, mixing "
+            "and scale.",
+            "Insights combined give the best results.",
+            "Release of data, models and code.",
+        ),
+    ),
+}
