@@ -4,11 +4,7 @@ from .draws import Draws as Draws, draws_of as draws_of
 from .estimation import per_example_fishers as per_example_fishers
 from .labels import ExactLabels as ExactLabels, LabelRoots as LabelRoots, LabelRule as LabelRule
 from .per_example import DiagonalFishers as DiagonalFishers, LowRankFishers as LowRankFishers
-from .precision import (
-    Diagonal as Diagonal,
-    Isotropic as Isotropic,
-    PrecisionTree as PrecisionTree,
-)
+from .precision import PrecisionTree as PrecisionTree
 from .precision_estimation import estimate_precision as estimate_precision
 from .random_labels import (
     DataLabels as DataLabels,
@@ -22,3 +18,18 @@ from .reduction import (
     TopK as TopK,
 )
 from .store import FisherStore as FisherStore, save_fishers as save_fishers
+from .structures import (
+    EKFAC as EKFAC,
+    DenseBlock as DenseBlock,
+    Diagonal as Diagonal,
+    Gram as Gram,
+    Implicit as Implicit,
+    Isotropic as Isotropic,
+    Kronecker as Kronecker,
+    LowRankDiagonal as LowRankDiagonal,
+    Masked as Masked,
+    Precision as Precision,
+    Scaled as Scaled,
+    SiteLayout as SiteLayout,
+    Sum as Sum,
+)

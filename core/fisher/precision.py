@@ -1,110 +1,39 @@
-"""Precisions of a model's parameters, site by site, as they are estimated, kept and merged."""
+"""The precision of a whole model, site by site, as it is estimated, kept and merged."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
 
 import numpy as np
 
 from ..display import Shown
 from ..errors import CorruptFileError, InvalidInputError
-from ..model.sites import is_shape
 from ..storage.arrays import load_arrays, save_arrays
-from ..types import FloatArray
+from ..types import Array, NumpyArray
+from .structures import DampingMode, Diagonal, Isotropic, Precision, SiteLayout
+from .structures.storing import described, layout_facts, layout_of, rebuilt
 
 KIND = "precision tree"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Diagonal:
-    """P = diag f of one site.
-
-    Attributes
-    ----------
-    values : float64 array, the site's shape
-        f ≥ 0.
-
-    Raises
-    ------
-    InvalidInputError
-        NaN, infinite or negative entries.
-    """
-
-    values: FloatArray
-    structure: ClassVar[str] = "diagonal"
-
-    def __post_init__(self) -> None:
-        bad = ~np.isfinite(self.values) | (self.values < 0)
-        if bad.any():
-            where = tuple(int(i) for i in np.argwhere(bad)[0])
-            raise InvalidInputError(
-                f"A diagonal precision with {int(bad.sum())} entries that are negative or not "
-                f"finite was given, the first {self.values[where]} at {where}; entries >= 0 are "
-                "accepted. Check the model for NaN on this data."
-            )
-
-    @property
-    def trace(self) -> float:
-        """Σ f."""
-        return float(self.values.sum())
-
-    def apply(self, d: FloatArray) -> FloatArray:
-        """P d for d of the site's shape."""
-        return np.asarray(self.values * d)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Isotropic:
-    """P = c I on one site of ``shape``.
-
-    Attributes
-    ----------
-    scale : float
-        c ≥ 0.
-    shape : tuple of int
-
-    Raises
-    ------
-    InvalidInputError
-        NaN, infinite or negative c.
-    """
-
-    scale: float
-    shape: tuple[int, ...]
-    structure: ClassVar[str] = "isotropic"
-
-    def __post_init__(self) -> None:
-        if not (np.isfinite(self.scale) and self.scale >= 0):
-            raise InvalidInputError(
-                f"An isotropic precision of {self.scale} was given; a finite number >= 0 is "
-                "accepted. Check the model for NaN on this data."
-            )
-
-    @property
-    def trace(self) -> float:
-        """C times the number of parameters."""
-        return self.scale * float(np.prod(self.shape))
-
-    def apply(self, d: FloatArray) -> FloatArray:
-        """P d for d of the site's shape."""
-        return np.asarray(self.scale * d)
-
-
-Precision = Diagonal | Isotropic
-STRUCTURES = (Diagonal.structure, Isotropic.structure)
+STRUCTURES = (Diagonal.kind, Isotropic.kind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PrecisionTree(Shown, Mapping[str, Precision]):
     """The precision of each site of a model, a mean over examples, with what it was made from.
 
+    A mapping of site to :class:`Precision`; block diagonal over sites. A site is a parameter, or a
+    layer's weight and bias as one matrix [W|b], which goes by the name of the weight.
+
     Attributes
     ----------
-    sites : mapping of str to Diagonal or Isotropic
-        By parameter name; block diagonal over sites.
+    sites : mapping of str to Precision
+    layouts : mapping of str to SiteLayout
+        How a model's parameters make up the displacement of each site; given for the sites that
+        are not simply the parameter of their name, complete when read.
     n_examples : int
         Examples in the mean.
     trace_errors : mapping of str to float
@@ -115,12 +44,21 @@ class PrecisionTree(Shown, Mapping[str, Precision]):
     Raises
     ------
     InvalidInputError
-        No site, or errors of other sites than these.
+        No site, errors or layouts of other sites than these, layouts that do not fit, or one
+        parameter in two sites.
+
+    Examples
+    --------
+    >>> tree = PrecisionTree(sites={"w": Diagonal(np.array([1.0, 2.0]))}, n_examples=1,
+    ...                      trace_errors={"w": float("nan")})
+    >>> tree.apply({"w": np.array([1.0, 1.0])})["w"]
+    array([1., 2.])
     """
 
     sites: Mapping[str, Precision]
     n_examples: int
     trace_errors: Mapping[str, float]
+    layouts: Mapping[str, SiteLayout] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -132,6 +70,29 @@ class PrecisionTree(Shown, Mapping[str, Precision]):
                 f"Precisions and standard errors of different sites were given ({', '.join(odd)} "
                 "on one side only); give both for every site."
             )
+        unknown = sorted(set(self.layouts) - set(self.sites))
+        if unknown:
+            raise InvalidInputError(
+                f"Layouts of sites without precision were given: {', '.join(unknown)}."
+            )
+        owner: dict[str, str] = {}
+        complete: dict[str, SiteLayout] = {}
+        for name, precision in self.sites.items():
+            layout = self.layouts.get(name) or SiteLayout(weight=name, weight_shape=precision.shape)
+            if layout.shape != precision.shape:
+                raise InvalidInputError(
+                    f"{name!r} has a precision of shape {precision.shape}, but its parameters make "
+                    f"up {layout.shape}."
+                )
+            for parameter in layout.parameters:
+                if parameter in owner:
+                    raise InvalidInputError(
+                        f"{parameter!r} belongs to the sites {owner[parameter]!r} and {name!r}; "
+                        "one is accepted."
+                    )
+                owner[parameter] = name
+            complete[name] = layout
+        object.__setattr__(self, "layouts", complete)
 
     def __getitem__(self, name: str) -> Precision:
         return self.sites[name]
@@ -144,32 +105,117 @@ class PrecisionTree(Shown, Mapping[str, Precision]):
 
     @property
     def structure(self) -> str:
-        """Structure of the sites, or "mixed"."""
-        found = {p.structure for p in self.sites.values()}
-        return found.pop() if len(found) == 1 else "mixed"
+        """Kinds of the sites, those of most parameters first."""
+        weights: dict[str, int] = {}
+        for p in self.sites.values():
+            weights[p.kind] = weights.get(p.kind, 0) + prod(p.shape)
+        return ", ".join(sorted(weights, key=lambda kind: (-weights[kind], kind)))
 
     @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of all parameters, site by site."""
+        return tuple(p for name in self.sites for p in self.layouts[name].parameters)
+
     def trace(self) -> float:
-        """Σ over sites; for the exact diagonal the mean squared score norm."""
-        return float(sum(p.trace for p in self.sites.values()))
+        """Σ over sites; for the exact Fisher the mean squared score norm."""
+        return float(sum(p.trace() for p in self.sites.values()))
+
+    def apply(self, parameters: Mapping[str, Array]) -> dict[str, Array]:
+        """P D by parameter name, for displacements D of (at least) all parameters of the tree.
+
+        Raises
+        ------
+        InvalidInputError
+            If a parameter is missing or has another shape.
+        """
+        out: dict[str, Array] = {}
+        for name, precision in self.sites.items():
+            layout = self.layouts[name]
+            out |= layout.split(precision.apply(layout.join(parameters)))
+        return out
+
+    def quad(self, parameters: Mapping[str, Array]) -> float:
+        """Dᵀ P D over all sites."""
+        total = 0.0
+        for name, precision in self.sites.items():
+            total += float(precision.quad(self.layouts[name].join(parameters)))
+        return total
+
+    def diagonal(self) -> dict[str, Array]:
+        """The entries P_jj by parameter name."""
+        out: dict[str, Array] = {}
+        for name, precision in self.sites.items():
+            out |= self.layouts[name].split(precision.diagonal())
+        return out
+
+    def scaled(self, factor: float) -> PrecisionTree:
+        """``factor`` · P, with the standard errors."""
+        errors = {n: e * abs(factor) for n, e in self.trace_errors.items()}
+        return replace(self._each(lambda _, p: p.scaled(factor)), trace_errors=errors)
+
+    def damped(self, rho: float, mode: DampingMode = "absolute") -> PrecisionTree:
+        """Every site damped; ``relative_trace`` goes by each site's own trace."""
+        return self._each(lambda _, p: p.damped(rho, mode))
+
+    def astype(self, dtype: str) -> PrecisionTree:
+        """Every site in "float32" or "float64"."""
+        return self._each(lambda _, p: p.astype(dtype))
+
+    def permuted(self, perms: Mapping[str, Mapping[int, Sequence[int]]]) -> PrecisionTree:
+        """The precision of a model whose parameters were permuted.
+
+        Parameters
+        ----------
+        perms : mapping of parameter to mapping of axis to order
+            As in :meth:`Structure.permuted`. The order of a bias that shares a site with its
+            weight must be that of the weight's outputs.
+
+        Raises
+        ------
+        InvalidInputError
+            An unknown parameter, no permutation, or a bias in another order than its weight.
+        """
+        unknown = sorted(set(perms) - set(self.parameters))
+        if unknown:
+            raise InvalidInputError(
+                f"Orders of unknown parameters were given: {', '.join(unknown)}."
+            )
+
+        def one(name: str, precision: Precision) -> Precision:
+            layout = self.layouts[name]
+            orders = layout.orders(perms.get(layout.weight, {}))
+            if layout.bias is not None:
+                same = range(layout.shape[0])
+                bias_order = perms.get(layout.bias, {}).get(0, same)
+                if not np.array_equal(np.asarray(bias_order), np.asarray(orders.get(0, same))):
+                    raise InvalidInputError(
+                        f"{layout.bias!r} and the outputs of {layout.weight!r} share a precision, "
+                        "but are in different orders; give both the same."
+                    )
+            return precision.permuted(orders) if orders else precision
+
+        return self._each(one)
+
+    def _each(self, change: Callable[[str, Precision], Precision]) -> PrecisionTree:
+        return replace(self, sites={name: change(name, p) for name, p in self.sites.items()})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, atomically; the same tree gives the same bytes.
 
         Raises
         ------
+        InvalidInputError
+            A site that is known by its products alone.
         WriteFailedError
             If the system refuses the write; what was at ``path`` before stays.
         """
-        arrays = {
-            name: p.values if isinstance(p, Diagonal) else np.array(p.scale)
-            for name, p in self.sites.items()
-        }
-        shapes = {n: list(p.shape) for n, p in self.sites.items() if isinstance(p, Isotropic)}
+        arrays: dict[str, NumpyArray] = {}
+        sites = {name: described(p, name, arrays) for name, p in self.sites.items()}
         errors = {n: None if np.isnan(e) else e for n, e in self.trace_errors.items()}
+        layouts = {n: layout_facts(layout) for n, layout in self.layouts.items()}
         own = {
-            "order": list(self.sites), "isotropic": shapes, "n_examples": self.n_examples,
-            "trace_errors": errors, "facts": dict(self.facts),
+            "order": list(self.sites), "sites": sites, "layouts": layouts,
+            "n_examples": self.n_examples, "trace_errors": errors, "facts": dict(self.facts),
         }  # fmt: skip
         save_arrays(path, arrays, own, kind=KIND)
 
@@ -186,17 +232,10 @@ class PrecisionTree(Shown, Mapping[str, Precision]):
         """
         arrays, own = load_arrays(path, kind=KIND)
         try:
-            sites: dict[str, Precision] = {}
-            for name in own["order"]:
-                shape, values = own["isotropic"].get(name), arrays[name]
-                if values.dtype.kind != "f":
-                    raise InvalidInputError(f"{name!r} holds {values.dtype} numbers")
-                if shape is None:
-                    sites[name] = Diagonal(np.asarray(values, dtype=np.float64))
-                elif values.ndim == 0 and is_shape(shape):
-                    sites[name] = Isotropic(float(values), tuple(shape))
-                else:
-                    raise InvalidInputError(f"{name!r} has no single number or no shape")
+            used: set[str] = set()
+            sites = {name: rebuilt(own["sites"][name], arrays, used) for name in own["order"]}
+            if len(sites) != len(own["sites"]) or used != set(arrays):
+                raise InvalidInputError("sites or arrays are left over")
             n = own["n_examples"]
             if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n < 2**62:
                 raise InvalidInputError("the number of examples is no whole number >= 1")
@@ -205,6 +244,7 @@ class PrecisionTree(Shown, Mapping[str, Precision]):
                 sites=sites,
                 n_examples=n,
                 trace_errors={n: np.nan if e is None else float(e) for n, e in errors.items()},
+                layouts={name: layout_of(found) for name, found in own["layouts"].items()},
                 facts=dict(own["facts"]),
             )
         except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as exc:
@@ -216,5 +256,5 @@ class PrecisionTree(Shown, Mapping[str, Precision]):
     def __repr__(self) -> str:
         return (
             f"PrecisionTree({self.structure}, sites={len(self)}, n={self.n_examples}, "
-            f"trace={self.trace:.4g})"
+            f"trace={self.trace():.4g})"
         )

@@ -17,8 +17,9 @@ from ..types import Array, FloatArray, Seed
 from .batches import ParameterChoice, batched, choose_parameters, examples_of, split_batch
 from .draws import draws_of
 from .labels import ExactLabels, LabelRule
-from .precision import STRUCTURES, Diagonal, Isotropic, Precision, PrecisionTree
+from .precision import STRUCTURES, PrecisionTree
 from .ranks import ProcessGroup, Ranks, check_jobs, in_order, process_group
+from .structures import Diagonal, Isotropic, Precision
 
 BATCH_EXAMPLES = 32
 

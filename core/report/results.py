@@ -161,17 +161,18 @@ def _(result: PrecisionTree) -> dict[str, Cell]:
         "structure": result.structure,
         "examples": result.n_examples,
         "sites": len(result),
-        "trace": result.trace,
+        "trace": result.trace(),
         "labels": str(result.facts.get("labels", "not told")),
     }
 
 
 @tables_of.register
 def _(result: PrecisionTree) -> tuple[Table, ...]:
-    whole = result.trace or 1.0
-    ranked = sorted(result.items(), key=lambda item: -item[1].trace)[:MOST_ROWS]
+    whole = result.trace() or 1.0
+    traces = {name: p.trace() for name, p in result.items()}
+    ranked = sorted(traces.items(), key=lambda item: -item[1])[:MOST_ROWS]
     rows: list[list[Cell]] = [
-        [name, p.trace, _finite(result.trace_errors[name]), p.trace / whole] for name, p in ranked
+        [name, trace, _finite(result.trace_errors[name]), trace / whole] for name, trace in ranked
     ]
     columns = [
         Column(name="site", left=True),

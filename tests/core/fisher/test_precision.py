@@ -44,7 +44,7 @@ def test_the_diagonal_is_the_mean_of_the_examples_diagonals():
     np.testing.assert_allclose(flat(tree), each.mean(0), rtol=IDENTITY, atol=0)
     # Check 27: the trace is the mean squared score norm.
     rows = per_example_fishers(net, x).rows
-    assert np.isclose(tree.trace, (rows**2).sum() / len(x), rtol=IDENTITY, atol=0)
+    assert np.isclose(tree.trace(), (rows**2).sum() / len(x), rtol=IDENTITY, atol=0)
     spread = each[:, :24].sum(1).std(ddof=1) / len(x) ** 0.5
     assert np.isclose(tree.trace_errors["layers.0.weight"], spread, rtol=IDENTITY, atol=0)
 
@@ -104,7 +104,7 @@ def test_isotropic_is_the_mean_of_the_diagonal():
     tree = estimate_precision(network(), inputs(), structure="isotropic")
     for name, one in tree.items():
         assert isinstance(one, Isotropic)
-        assert np.isclose(one.trace, diagonal[name].trace, rtol=IDENTITY, atol=0)
+        assert np.isclose(one.trace(), diagonal[name].trace(), rtol=IDENTITY, atol=0)
     d = np.ones((6, 4))
     np.testing.assert_allclose(
         diagonal["layers.0.weight"].apply(d), diagonal["layers.0.weight"].values
@@ -115,7 +115,7 @@ def test_stopping_when_the_trace_is_known_well_enough():
     x = inputs(400)
     tree = estimate_precision(network(), x, relative_error=0.1, batch_size=10)
     assert 32 <= tree.n_examples < 400
-    whole = np.array([p.trace for p in tree.values()]).sum()
+    whole = np.array([p.trace() for p in tree.values()]).sum()
     part = per_example_fishers(network(), x[: tree.n_examples], kind="diagonal").values.sum(1)
     assert part.std(ddof=1) / len(part) ** 0.5 <= 0.1 * whole
     steps = []
@@ -137,7 +137,7 @@ def test_saved_trees_come_back_and_the_bytes_repeat(tmp_path):
         assert list(back) == list(tree)
         assert (back.n_examples, back.facts) == (tree.n_examples, tree.facts)
         assert back.trace_errors == tree.trace_errors
-        assert back.trace == tree.trace
+        assert back.trace() == tree.trace()
     one = estimate_precision(network(), inputs(1))
     one.save(tmp_path / "c.safetensors")
     assert all(np.isnan(list(PrecisionTree.load(tmp_path / "c.safetensors").trace_errors.values())))
@@ -157,13 +157,22 @@ def test_altered_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(CorruptFileError):
         PrecisionTree.load(path)
     facts = {
-        "order": ["w"], "isotropic": {}, "n_examples": 3, "trace_errors": {"w": 1.0}, "facts": {},
+        "order": ["w"], "sites": {"w": {"kind": "diagonal", "values": "w/values"}}, "layouts": {},
+        "n_examples": 3, "trace_errors": {"w": 1.0}, "facts": {},
     }  # fmt: skip
-    save_arrays(path, {"w": np.array([-1.0])}, facts, kind="precision tree")
+    save_arrays(path, {"w/values": np.array([-1.0])}, facts, kind="precision tree")
     with pytest.raises(CorruptFileError, match="negative"):
         PrecisionTree.load(path)
-    for broken in ({"order": ["v"]}, {"trace_errors": {}}, {"isotropic": []}, {"n_examples": "x"}):
-        save_arrays(path, {"w": np.ones(1)}, {**facts, **broken}, kind="precision tree")
+    layout = {"weight": "w", "weight_shape": [2], "bias": None, "outputs": None}
+    for broken in (
+        {"order": ["v"]}, {"order": []}, {"trace_errors": {}}, {"sites": []}, {"n_examples": "x"},
+        {"layouts": {"w": layout}}, {"layouts": {"w": {**layout, "bias": "v"}}},
+        {"layouts": {"w": 1}},
+        {"sites": {"w": {"kind": "pickle", "values": "w/values"}}},
+        {"sites": {"w": {"kind": "isotropic", "values": "w/values"}}},
+        {"sites": {"w": {"kind": "isotropic", "scale": 1.0, "shape": [1]}}},
+    ):  # fmt: skip
+        save_arrays(path, {"w/values": np.ones(1)}, {**facts, **broken}, kind="precision tree")
         with pytest.raises(CorruptFileError, match="precision tree"):
             PrecisionTree.load(path)
 

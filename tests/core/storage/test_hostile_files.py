@@ -30,7 +30,10 @@ from fishertope.core.fisher import (
     per_example_fishers,
     save_fishers,
 )
+from fishertope.core.fisher.structures import SiteLayout
 from fishertope.core.model import DenseNetwork
+
+from ..fisher.structures.test_structures import cases as structure_cases
 
 # JSON takes up to about thirty times its bytes as Python objects ("[[],[],..."), hashing 256 KiB.
 OBJECTS_A_BYTE, BUFFERS = 40, 2 << 20
@@ -81,8 +84,14 @@ def load_store(path):
 
 
 def load_precision(path):
-    repr(PrecisionTree.load(path))
+    tree = PrecisionTree.load(path)
+    repr(tree)
+    for precision in tree.values():
+        assert np.isfinite(precision.trace())
     facts_of(path)
+
+
+STRUCTURES = ("gram", "kronecker", "ekfac", "block", "lowrank+diagonal", "masked", "scaled", "sum")
 
 
 def load_factorization(path):
@@ -104,11 +113,19 @@ def originals(tmp_path_factory):
     save_fishers(folder / "diagonal", per_example_fishers(network(), x, kind="diagonal"))
     estimate_precision(network(), x).save(folder / "diag.safetensors")
     estimate_precision(network(), x, structure="isotropic").save(folder / "iso.safetensors")
+    for name, (precision, _) in structure_cases().items():
+        if name in STRUCTURES:
+            layout = SiteLayout(weight="w", weight_shape=(3, 3), bias="b", outputs="first")
+            tree = PrecisionTree(
+                sites={"w": precision}, layouts={"w": layout}, n_examples=2, trace_errors={"w": 0.1}
+            )
+            tree.save(folder / f"{name}.safetensors")
     factorize(rows, LowRankNPEFF(2), on_failure="return").save(folder / "f.safetensors")
     readers = {
         "rows": load_store, "sparse": load_store, "diagonal": load_store,
         "diag.safetensors": load_precision, "iso.safetensors": load_precision,
         "f.safetensors": load_factorization,
+        **{f"{name}.safetensors": load_precision for name in STRUCTURES},
     }  # fmt: skip
     for name, load in readers.items():
         load(folder / name)  # imports what is imported when used
@@ -234,7 +251,11 @@ def test_b9_shards_that_agree_with_their_manifest(originals, name, changes, valu
     watched(readers[name], target)
 
 
-@pytest.mark.parametrize("name", ["diag.safetensors", "iso.safetensors", "f.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    ["diag.safetensors", "iso.safetensors", "f.safetensors"]
+    + [f"{name}.safetensors" for name in STRUCTURES],
+)
 @FUZZ
 @given(changes=CHANGES, inside=st.booleans(), nested=st.one_of(st.none(), NESTED))
 def test_b9_single_files(originals, name, changes, inside, nested):
