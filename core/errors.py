@@ -24,6 +24,10 @@ class BackendUnavailable(FishertopeError, ImportError):
     """The backend is registered, but a package that it needs is not installed."""
 
 
+class PackageMissingError(FishertopeError, ImportError):
+    """A feature needs a package that is not installed; the message names the extra."""
+
+
 class KernelUnsupported(FishertopeError, NotImplementedError):
     """The backend does not provide that kernel and declares no fallback."""
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import Seq2SeqConfig
+from .layers import at_least_float32
 
 
 def relative_buckets(
@@ -192,7 +193,7 @@ class Attention(nn.Module):
         logits = query @ keys.transpose(-1, -2)
         if bias is not None:
             logits = logits + bias
-        weights = self.dropout(torch.softmax(logits.float(), -1).to(values.dtype))
+        weights = self.dropout(torch.softmax(at_least_float32(logits), -1).to(values.dtype))
         mixed = (weights @ values).transpose(1, 2).reshape(x.shape[0], x.shape[1], -1)
         out: Tensor = self.output(mixed)
         return out

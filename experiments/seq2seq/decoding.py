@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fishertope.core.errors import InvalidInputError
 
+from .layers import at_least_float32
 from .model import Cache, Seq2Seq, shift_right
 
 NEGATIVE = -1.0e9
@@ -51,7 +52,7 @@ class _Session:
             prefix=prefix,
             cache=self.cache,
         )
-        return logits[:, -1].float()
+        return at_least_float32(logits[:, -1])
 
     def reorder(self, rows: Tensor) -> None:
         """Continue from the given rows."""
@@ -204,7 +205,7 @@ def label_log_likelihoods(
     mask = (inputs != config.pad_id)[:, None, :].repeat_interleave(classes, 0)
     goal = labels.repeat(batch, 1)
     logits = model.decode(shift_right(goal, config.start_id), encoded=encoded, source_mask=mask)
-    picked = torch.log_softmax(logits.float(), -1).gather(-1, goal[..., None])[..., 0]
+    picked = torch.log_softmax(at_least_float32(logits), -1).gather(-1, goal[..., None])[..., 0]
     real = (goal != config.pad_id).to(picked.dtype)
     total = (picked * real).sum(-1)
     if normalise:

@@ -7,10 +7,15 @@ from torch.nn import functional as F
 from .config import Activation, Seq2SeqConfig
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """float16 and bfloat16 as float32; float32 and float64 as they are."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
 class RMSNorm(nn.Module):
     """``y = w * x / sqrt(mean(x**2) + eps)`` over the last axis; no mean, no bias.
 
-    The mean square is taken in float32. Source: Zhang and Sennrich, arXiv 1910.07467.
+    The mean square is taken in float32 or wider. Source: Zhang and Sennrich, arXiv 1910.07467.
     """
 
     def __init__(self, width: int, eps: float = 1e-6) -> None:
@@ -20,7 +25,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(..., width)``."""
-        wide = x.float()
+        wide = at_least_float32(x)
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * (wide * scale).to(self.weight.dtype)
 

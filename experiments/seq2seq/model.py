@@ -1,6 +1,6 @@
 """The text-to-text Transformer: blocks, stacks, and the model with its four structures."""
 
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from .attention import (
     segment_mask,
 )
 from .config import Seq2SeqConfig
-from .layers import FeedForward, GatedFeedForward, make_norm
+from .layers import FeedForward, GatedFeedForward, at_least_float32, make_norm
 
 
 class Cache:
@@ -289,15 +289,28 @@ def shift_right(targets: Tensor, start_id: int = 0) -> Tensor:
 
 def token_loss(
     logits: Tensor, targets: Tensor, *, pad_id: int = 0, z_loss: float = 0.0,
-    per_position: bool = False,
+    per_position: bool = False, weights: Tensor | None = None,
+    reduction: Literal["mean", "sum"] = "mean",
 ) -> Tensor:  # fmt: skip
     """Cross-entropy of the real targets plus ``z_loss * log(Z)**2``.
 
-    Divided by the number of real tokens, or with ``per_position`` by the number of all
-    positions, as the released training code does. ``logits (b, t, v)``, ``targets (b, t)``.
+    Parameters
+    ----------
+    logits, targets
+        ``(b, t, v)`` and ``(b, t)``.
+    weights
+        ``(b, t)``, how much each target counts; ``None`` counts every one that is no padding.
+    per_position
+        Divide by the number of all positions, as the released training code does, instead of
+        the sum of the weights.
+    reduction
+        "sum" does not divide at all.
     """
-    log_z = torch.logsumexp(logits.float(), -1)
-    picked = logits.float().gather(-1, targets[..., None])[..., 0]
-    real = (targets != pad_id).to(log_z.dtype)
-    losses = (log_z - picked + z_loss * log_z.square()) * real
-    return losses.sum() / (targets.numel() if per_position else real.sum().clamp(min=1))
+    wide = at_least_float32(logits)
+    log_z = torch.logsumexp(wide, -1)
+    picked = wide.gather(-1, targets[..., None])[..., 0]
+    real = ((targets != pad_id) if weights is None else weights).to(log_z.dtype)
+    total = ((log_z - picked + z_loss * log_z.square()) * real).sum()
+    if reduction == "sum":
+        return total
+    return total / (targets.numel() if per_position else real.sum().clamp(min=1))

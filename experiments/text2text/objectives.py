@@ -3,12 +3,14 @@
 Source of all of them: Raffel et al., arXiv 1910.10683, section 3.3.
 """
 
-from typing import Literal, Protocol, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fishertope.core.errors import InvalidInputError
+
+from .vocabulary import SentinelVocabulary
 
 Tokens: TypeAlias = NDArray[np.int64]
 Mask: TypeAlias = NDArray[np.bool_]
@@ -16,29 +18,6 @@ Objective: TypeAlias = Literal[
     "span_corruption", "replace_spans", "bert_style", "mass_style", "drop_tokens", "deshuffling",
     "prefix_lm",
 ]  # fmt: skip
-
-
-class SentinelVocabulary(Protocol):
-    """What an objective needs to know about a vocabulary."""
-
-    @property
-    def size(self) -> int:
-        """Number of ids, the sentinels last."""
-        ...
-
-    @property
-    def sentinels(self) -> int:
-        """Number of sentinels."""
-        ...
-
-    @property
-    def first_ordinary(self) -> int:
-        """Smallest id of an ordinary token."""
-        ...
-
-    def sentinel(self, k: int) -> int:
-        """Id of sentinel ``k``."""
-        ...
 
 
 def iid_mask(length: int, density: float, rng: np.random.Generator) -> Mask:

@@ -1,0 +1,68 @@
+"""One training step: a batch as tensors, its loss, and the gradients of a whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fishertope.experiments.seq2seq.model import token_loss
+
+from .batches import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLoss:
+    """Summed loss of the counted tokens and their number."""
+
+    total: Tensor
+    tokens: float
+
+    @property
+    def mean(self) -> Tensor:
+        """Loss a token; 0 without tokens."""
+        return self.total / max(self.tokens, 1.0)
+
+
+def batch_tensors(batch: Batch, device: torch.device | str = "cpu") -> dict[str, Tensor | None]:
+    """The arguments of the model's ``forward``; shapes as in :class:`Batch`."""
+
+    def tensor(name: str) -> Tensor | None:
+        array = getattr(batch, name)
+        return None if array is None else torch.from_numpy(array).to(device)
+
+    found = {
+        name: tensor(name)
+        for name in ("inputs", "decoder_tokens", "input_segments", "target_segments", "prefix")
+    }
+    optional = ("input_segments", "target_segments", "prefix")
+    return {k: v for k, v in found.items() if v is not None or k not in optional}
+
+
+def batch_loss(
+    model: nn.Module, batch: Batch, *, z_loss: float = 0.0, device: torch.device | str = "cpu"
+) -> BatchLoss:
+    """Σ over counted tokens of −log p(target) + ``z_loss`` · (log Z)²."""
+    arguments = batch_tensors(batch, device)
+    logits = model(arguments.pop("inputs"), arguments.pop("decoder_tokens"), **arguments)
+    targets = torch.from_numpy(batch.targets).to(device)
+    weights = torch.from_numpy(batch.weights).to(device)
+    total = token_loss(logits, targets, z_loss=z_loss, weights=weights, reduction="sum")
+    return BatchLoss(total=total, tokens=float(batch.weights.sum()))
+
+
+@torch.no_grad()
+def mean_loss(
+    model: nn.Module, batches: Sequence[Batch], device: torch.device | str = "cpu"
+) -> float:
+    """Loss a token over all batches, in evaluation mode; the mode is put back."""
+    was = model.training
+    model.eval()
+    try:
+        losses = [batch_loss(model, batch, device=device) for batch in batches]
+    finally:
+        model.train(was)
+    tokens = sum(loss.tokens for loss in losses)
+    return sum(float(loss.total) for loss in losses) / max(tokens, 1.0)
