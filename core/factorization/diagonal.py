@@ -141,19 +141,23 @@ def solve_diagonal(
     init: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array, float, float, Status]:
     """Minimise ‖X − WH‖² (+ 2λ_W ΣW + 2λ_H ΣH); returns W, Hᵀ, L, the KKT residual and status."""
-    xp = problem.xp
-    if init is not None:
+    xp, found = problem.xp, record.found
+    first, loss = 0, np.inf
+    if found is not None:
+        W, Ht = (problem.array(found.arrays[name]) for name in ("W", "Ht"))
+        first, loss = int(found.facts["step"]), float(found.facts["loss"])
+    elif init is not None:
         W, Ht = init[0], xp.asarray(init[1].T, copy=True)
     elif method.start == "nndsvd":
         W, Ht = nndsvd(problem, method.n_components, rng)
     else:
         W, Ht = random_start(problem, method.n_components, rng)
-    record.begin("solve", method.max_steps)
+    if first == 0:
+        record.begin("solve", method.max_steps)
     step = _hals_step if method.solver == "hals" else _mu_step
     status = Status.MAX_STEPS
-    loss = np.inf
     residual = np.inf
-    for _ in range(method.max_steps):
+    for number in range(first, method.max_steps):
         before = loss
         W, Ht, loss, residual = step(problem, method, W, Ht)
         if record(loss, residual):
@@ -162,6 +166,7 @@ def solve_diagonal(
         if before - loss <= method.tol * problem.total:
             status = Status.CONVERGED
             break
+        record.keep("steps", {"W": W, "Ht": Ht}, {"step": number + 1, "loss": loss})
     return W, Ht, loss, residual, status
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from os import PathLike
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from ..errors import ConvergenceWarning, InvalidInputError, SolveFailedError
 from ..fisher.per_example import DiagonalFishers, LowRankFishers, is_sparse
 from ..status import Callback, Status
 from ..types import Array, Device, Seed
+from .checkpoint import DONE, Checkpoint, checkpointed, fit_identity
 from .compress import Compression, gram_compression, worthwhile
 from .diagonal import DiagonalProblem, solve_diagonal
 from .history import Recorder
@@ -38,6 +40,7 @@ def factorize(
     device: Device = None,
     init: Init | Factorization | None = None,
     callback: Callback | None = None,
+    checkpoint: str | PathLike[str] | Checkpoint | None = None,
     on_failure: str = "warn",
 ) -> Factorization:
     """Decompose per-example Fishers into non-negative sums of shared components.
@@ -62,6 +65,9 @@ def factorize(
         diagonals H ≥ 0).
     callback : callable, optional
         Gets a :class:`StepInfo` after each step; returning ``True`` stops.
+    checkpoint : path or Checkpoint, optional
+        Keep the state of the fit in this file (once a minute, or as ``Checkpoint`` says, and when
+        it is interrupted). The same call goes on from it, on the CPU to the same bits.
     on_failure : {"warn", "raise", "return"}
         What to do when the solver did not converge ("mu-gd" has no stopping rule, so its
         ``max_steps`` is not a failure; divergence is).
@@ -100,10 +106,8 @@ def factorize(
     """
     _check(fishers, method, on_failure)
     rng = np.random.default_rng(seed)
-    if isinstance(method, DiagonalNPEFF):
-        result = _diagonal(fishers, method, rng, backend, device, init, callback)
-    else:
-        result = _low_rank(fishers, method, rng, backend, device, init, callback)
+    solve = _diagonal if isinstance(method, DiagonalNPEFF) else _low_rank
+    result = solve(fishers, method, rng, backend, device, init, callback, checkpoint)
     result = result.replace(
         seed=seed if isinstance(seed, int) else None,
         facts={"threads": thread_facts(), "fishers": dict(fishers.facts)},
@@ -114,14 +118,15 @@ def factorize(
 
 def _low_rank(
     fishers: LowRankFishers | DiagonalFishers,
-    method: LowRankNPEFF,
+    method: LowRankNPEFF | DiagonalNPEFF,
     rng: np.random.Generator,
     backend: BackendChoice,
     device: Device,
     init: Init | Factorization | None,
     callback: Callback | None,
+    checkpoint: str | PathLike[str] | Checkpoint | None,
 ) -> Factorization:
-    if not isinstance(fishers, LowRankFishers):
+    if not isinstance(fishers, LowRankFishers) or not isinstance(method, LowRankNPEFF):
         raise InvalidInputError(
             f"{fishers} were given; LowRankNPEFF takes LowRankFishers. Make them with "
             "per_example_fishers(model, data), or use DiagonalNPEFF."
@@ -147,8 +152,16 @@ def _low_rank(
             start = (start[0], small.project(start[1]))
     solve = solve_pals if method.solver == "pals" else solve_mu_gd
     inside = problem if small is None else small.problem
-    point, status = solve(inside, method, rng, record, start)
-    point, gradient = _finish(inside, point, method, status)
+    identity = fit_identity(fishers, method, start, door.backend.name, device)
+    with checkpointed(checkpoint, identity, rng, record):
+        if record.done is not None:
+            W, G = (inside.array(record.done.arrays[name]) for name in "WG")
+            status = Status(record.done.facts["status"])
+        else:
+            point, status = solve(inside, method, rng, record, start)
+            W, G = point.W, point.G
+            record.keep(DONE, {"W": W, "G": G}, {"status": status})
+    point, gradient = _finish(inside, W, G, method, status)
     G = point.G if small is None else small.lift(point.G)
     W, G = gauge_fixed(to_numpy(point.W), to_numpy(G))
     return Factorization(
@@ -171,14 +184,15 @@ def _low_rank(
 
 def _diagonal(
     fishers: LowRankFishers | DiagonalFishers,
-    method: DiagonalNPEFF,
+    method: LowRankNPEFF | DiagonalNPEFF,
     rng: np.random.Generator,
     backend: BackendChoice,
     device: Device,
     init: Init | Factorization | None,
     callback: Callback | None,
+    checkpoint: str | PathLike[str] | Checkpoint | None,
 ) -> Factorization:
-    if not isinstance(fishers, DiagonalFishers):
+    if not isinstance(fishers, DiagonalFishers) or not isinstance(method, DiagonalNPEFF):
         raise InvalidInputError(
             f"{fishers} were given; DiagonalNPEFF takes DiagonalFishers. Make them with "
             "per_example_fishers(model, data, kind='diagonal'), or use LowRankNPEFF."
@@ -196,7 +210,16 @@ def _diagonal(
     if init is not None:
         start = _checked_init(init, problem.shape, method, problem)
     record = Recorder(ledger=problem.ledger, total=problem.total, callback=callback)
-    W, Ht, loss, kkt, status = solve_diagonal(problem, method, rng, record, start)
+    identity = fit_identity(fishers, method, start, door.backend.name, device)
+    with checkpointed(checkpoint, identity, rng, record):
+        if record.done is not None:
+            W, Ht = (problem.array(record.done.arrays[name]) for name in ("W", "Ht"))
+            loss, kkt = (float(record.done.facts[name]) for name in ("loss", "kkt"))
+            status = Status(record.done.facts["status"])
+        else:
+            W, Ht, loss, kkt, status = solve_diagonal(problem, method, rng, record, start)
+            ended = {"loss": loss, "kkt": kkt, "status": status}
+            record.keep(DONE, {"W": W, "Ht": Ht}, ended)
     W, H = gauge_fixed(to_numpy(W), to_numpy(Ht).T, power=1)
     norms = fishers.norms()
     return Factorization(
@@ -218,10 +241,10 @@ def _diagonal(
 
 
 def _finish(
-    problem: LowRankProblem, point: Point, method: LowRankNPEFF, status: Status
+    problem: LowRankProblem, W: Array, G: Array, method: LowRankNPEFF, status: Status
 ) -> tuple[Point, float]:
     """W at its optimum for the final G (pals), everything computed afresh, and the residual."""
-    point = evaluate(problem, point.W, point.G)
+    point = evaluate(problem, W, G)
     if method.solver == "pals" and status is not Status.STOPPED:
         point = lower_coefficients(problem, point, sweeps=FINAL_SWEEPS, tol=FINAL_TOL)
     return point, residuals(problem, point)

@@ -42,9 +42,16 @@ def solve_mu_gd(
         ("components only", method.components_only_steps, False),
         ("joint", method.max_steps, True),
     )
-    for name, steps, joint in stages:
-        record.begin(name, steps)
-        for step in range(steps):
+    reached, first = 0, 0
+    if record.found is not None:
+        W, G = (problem.array(record.found.arrays[name]) for name in "WG")
+        reached, first = (int(record.found.facts[name]) for name in ("stage", "step"))
+    for number, (name, steps, joint) in enumerate(stages):
+        if number < reached:
+            continue
+        if first == 0:
+            record.begin(name, steps)
+        for step in range(first, steps):
             B, N = problem.products(G)
             S = gram(G)
             if joint:
@@ -61,4 +68,6 @@ def solve_mu_gd(
                     return point, Status.DIVERGED
                 if record(point.loss, residual):
                     return point, Status.STOPPED
+                record.keep("steps", {"W": W, "G": G}, {"stage": number, "step": step + 1})
+        first = 0
     return evaluate(problem, W, G), Status.MAX_STEPS

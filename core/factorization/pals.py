@@ -7,10 +7,13 @@ global minimiser of the quartic L(W, G + tD). Two data products a step.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from ..backend import to_backend
 from ..types import Array
 from .history import Recorder
 from .objective import (
@@ -40,6 +43,19 @@ class Point:
     N: Array
     S: Array
     loss: float
+
+
+def point_state(point: Point) -> tuple[dict[str, Array], dict[str, float]]:
+    """The arrays and the loss of a point, for a checkpoint."""
+    names = ("W", "G", "B", "N", "S")
+    return {name: getattr(point, name) for name in names}, {"loss": point.loss}
+
+
+def point_from(problem: LowRankProblem, arrays: Mapping[str, Any], loss: Any) -> Point:
+    """The point of :func:`point_state`, bit for bit."""
+    W, G, B, N = (problem.array(arrays[name]) for name in ("W", "G", "B", "N"))
+    S = to_backend(arrays["S"], problem.backend, device=getattr(W, "device", None))
+    return Point(W, G, B, N, S, float(loss))
 
 
 def evaluate(problem: LowRankProblem, W: Array, G: Array) -> Point:

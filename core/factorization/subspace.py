@@ -11,6 +11,7 @@ to the quartic objective.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +22,15 @@ from ..types import Array
 from .history import Recorder
 from .method import LowRankNPEFF
 from .objective import component_gradient, inner, kkt_residual
-from .pals import Point, descend, evaluate, lower_coefficients, newton_direction
+from .pals import (
+    Point,
+    descend,
+    evaluate,
+    lower_coefficients,
+    newton_direction,
+    point_from,
+    point_state,
+)
 from .problem import LowRankProblem, orthonormal_rows
 from .starts import anchor_start, random_start, revive, unit_rows
 
@@ -53,9 +62,16 @@ def solve_pals(
     init: tuple[Array, Array] | None = None,
 ) -> tuple[Point, Status]:
     """Minimise L over W ≥ 0 and G; returns a point of the full problem and how it ended."""
-    space = first_subspace(problem, method, rng, init)
+    found = record.found
+    if found is None:
+        space = first_subspace(problem, method, rng, init)
+    else:
+        space = subspace_from(problem, found.arrays)
     inside = problem if space is None else space.problem
-    point = best_start(inside, method, rng, record, space, init)
+    if found is not None and found.stage == "solve":
+        point = point_from(inside, found.arrays, found.facts["loss"])
+    else:
+        point = best_start(inside, method, rng, record, space, init)
     if record.stopped:
         status = Status.STOPPED
     elif space is None:
@@ -66,6 +82,19 @@ def solve_pals(
         G = problem.xp.matmul(point.G, space.basis)
         point = replace(point, G=G)
     return point, status
+
+
+def subspace_state(space: Subspace | None) -> dict[str, Array]:
+    """Arrays of a subspace for a checkpoint; AQᵀ too, which was built piece by piece."""
+    return {} if space is None else {"basis": space.basis, "inside": space.problem.rows}
+
+
+def subspace_from(problem: LowRankProblem, arrays: Mapping[str, Any]) -> Subspace | None:
+    """The subspace of :func:`subspace_state`, bit for bit."""
+    if "basis" not in arrays:
+        return None
+    inside = replace(problem, rows=problem.array(arrays["inside"]))
+    return Subspace(problem.array(arrays["basis"]), inside)
 
 
 def first_subspace(
@@ -106,7 +135,11 @@ def best_start(
             G = problem.xp.matmul(G, space.basis.T)
         return evaluate(problem, W, G)
     best: Point | None = None
-    for number in range(method.n_starts):
+    first, found = 0, record.found
+    if found is not None:
+        first = int(found.facts["number"])
+        best = point_from(problem, found.arrays, found.facts["loss"])
+    for number in range(first, method.n_starts):
         record.begin(f"start {number + 1} of {method.n_starts}", START_STEPS)
         anchored = number % 2 == 0
         if anchored:
@@ -130,9 +163,25 @@ def best_start(
             best = point
         if record.stopped:
             break
+        arrays, facts = point_state(best)
+        record.keep("starts", arrays | subspace_state(space), {**facts, "number": number + 1})
     if best is None:
         raise RuntimeError("n_starts >= 1 is checked by LowRankNPEFF")
     return best
+
+
+def begin_solve(record: Recorder, method: LowRankNPEFF) -> int:
+    """Open the phase "solve", or go on with it; the number of its next round."""
+    if record.found is not None and record.found.stage == "solve":
+        return int(record.found.facts["number"])
+    record.begin("solve", method.max_steps * INNER_STEPS)
+    return 0
+
+
+def keep_point(record: Recorder, number: int, point: Point, space: Subspace | None) -> None:
+    """Offer the state before round ``number`` of the phase "solve"."""
+    arrays, facts = point_state(point)
+    record.keep("solve", arrays | subspace_state(space), {**facts, "number": number})
 
 
 def polish(
@@ -144,8 +193,9 @@ def polish(
     frozen: int = 0,
 ) -> tuple[Point, Status]:
     """PALS on a problem that is small already, until the residuals are below ``tol``."""
-    record.begin("solve", method.max_steps * INNER_STEPS)
-    for _ in range(method.max_steps):
+    first = begin_solve(record, method)
+    for number in range(first, method.max_steps):
+        keep_point(record, number, point, None)
         before = point.loss
         point = descend(
             problem, point, record, steps=INNER_STEPS, sweeps=method.sweeps, frozen=frozen
@@ -171,8 +221,9 @@ def refine(
     frozen: int = 0,
 ) -> tuple[Subspace, Point, Status]:
     """Grow the subspace by full-space gradient directions until the full gradient vanishes."""
-    record.begin("solve", method.max_steps * INNER_STEPS)
-    for _ in range(method.max_steps):
+    first = begin_solve(record, method)
+    for number in range(first, method.max_steps):
+        keep_point(record, number, point, space)
         before = point.loss
         full = replace(point, G=problem.xp.matmul(point.G, space.basis))
         D, residual = newton_direction(problem, full, frozen=frozen)

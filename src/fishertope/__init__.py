@@ -17,6 +17,7 @@ from .core.backend import (
     to_numpy as to_numpy,
 )
 from .core.factorization import (
+    Checkpoint as Checkpoint,
     DiagonalNPEFF as DiagonalNPEFF,
     Factorization as Factorization,
     LowRankNPEFF as LowRankNPEFF,
@@ -57,6 +58,7 @@ __all__ = [
     "BackendInfo",
     "Bernoulli",
     "Categorical",
+    "Checkpoint",
     "DenseNetwork",
     "DiagonalFishers",
     "DiagonalNPEFF",
