@@ -20,3 +20,4 @@ from .stability import (
     choose_n_components as choose_n_components,
     stability as stability,
 )
+from .weighted_move import fisher_weighted_move as fisher_weighted_move

@@ -11,7 +11,7 @@ ours.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +21,18 @@ from ..backend import to_numpy
 from ..display import Shown
 from ..errors import ConvergenceWarning, InvalidInputError
 from ..model import ModelEngine, engine_for
-from ..model.sites import Site
-from ..types import Array, FloatArray, IntArray, NumpyArray
+from ..types import FloatArray, IntArray, NumpyArray
+from .method import DiagonalNPEFF
 from .perturbation import (
     check_component,
     check_magnitude,
     component_direction,
-    in_kind_of,
+    count_examples,
+    pick_examples,
     scatter,
 )
 from .result import Factorization
+from .weighted_move import answer_gradient, dataset_fisher, search_move, weighted_vector
 
 # Halvings of the bracket, and doublings before it, that magnitude="auto" may take.
 AUTO_STEPS = 40
@@ -44,7 +46,7 @@ class PerturbationReport(Shown):
     ----------
     components : int64 array (c,)
     magnitudes : float64 array (c,)
-        ε of each component.
+        ε of each component, the L2 norm of the move.
     kl_top, kl_baseline : float64 array (c, 2)
         Mean KL(perturbed ‖ original) in nats on the top and on the baseline examples, for + and −.
     predicted_top, predicted_baseline : float64 array (c,)
@@ -60,6 +62,8 @@ class PerturbationReport(Shown):
         The top examples.
     baseline : int64 array (c, b)
         Random examples outside the top ones.
+    moves : float64 array (c, 2) or None
+        (δ, λ) of the Fisher-weighted moves of a diagonal factorization.
     """
 
     components: IntArray
@@ -76,6 +80,7 @@ class PerturbationReport(Shown):
     accuracy_baseline: FloatArray | None
     top: IntArray
     baseline: IntArray
+    moves: FloatArray | None = None
 
     @property
     def kl_ratio(self) -> FloatArray:
@@ -112,12 +117,13 @@ def _ratio(top: FloatArray, base: FloatArray) -> FloatArray:
 def perturbation_report(
     model: Any,
     factorization: Factorization,
-    inputs: Array,
+    inputs: Any,
     *,
     components: int | Sequence[int] | IntArray | None = None,
     magnitude: float | str = "auto",
     target_kl: float = 0.1,
     direction: str = "component",
+    precision: Any = None,
     n_top: int = 32,
     n_baseline: int = 128,
     n_random: int = 8,
@@ -130,13 +136,19 @@ def perturbation_report(
     ----------
     model, factorization
         As :func:`perturb`.
-    inputs : array (n, ...)
+    inputs : array (n, ...) or mapping of arrays
         The examples that were factorized, in their order.
     components : int or sequence of int, optional
         All by default.
     magnitude : float or "auto"
         ε ≥ 0; "auto" takes for each component the ε at which the mean KL on its top examples (the
-        larger of ±) is within 5 % of ``target_kl`` nats.
+        larger of ±) is within 5 % of ``target_kl`` nats. For diagonal factorizations a number
+        is the length of the Fisher-weighted move with λ = ½, and "auto" searches δ and λ until that
+        KL is within a half and twice ``target_kl``.
+    direction : {"component", "sequential", "orthogonalised"}
+        See :func:`component_direction`; of low-rank factorizations only.
+    precision : PrecisionTree or DiagonalFishers, optional
+        For diagonal factorizations: φ of :func:`fisher_weighted_move`.
     n_top, n_baseline, n_random : int
         Top examples, random baseline examples (disjoint from the top ones), random directions.
     labels : integer array (n,), or (n, C) for several yes/no outputs, optional
@@ -163,10 +175,10 @@ def perturbation_report(
     _check_numbers(magnitude, target_kl, n_top, n_baseline, n_random)
     engine = engine_for(model)
     n = factorization.n_examples
-    if len(inputs) != n:
+    if count_examples(inputs) != n:
         raise InvalidInputError(
-            f"{len(inputs)} inputs were given; the factorization has {n} examples. Give the "
-            "examples that were factorized, in their order."
+            f"{count_examples(inputs)} inputs were given; the factorization has {n} examples. "
+            "Give the examples that were factorized, in their order."
         )
     if n < 2:
         raise InvalidInputError(
@@ -181,14 +193,23 @@ def perturbation_report(
         raise InvalidInputError("components=[] was given; leave it out to mean all of them.")
     rng = np.random.default_rng(seed)
     tops = factorization.top_examples(min(n_top, n - 1))
+    diagonal = isinstance(factorization.method, DiagonalNPEFF)
+    phi = dataset_fisher(factorization, precision) if diagonal else None
+    m = int(factorization.components.shape[1])
     rows = []
-    for k in chosen:
+    for k in chosen.tolist():
         rest = np.setdiff1d(np.arange(n), tops[k])
         base = np.sort(rng.choice(rest, size=min(n_baseline, len(rest)), replace=False))
-        g = component_direction(factorization, int(k), direction=direction)
-        noise = rng.standard_normal((n_random, len(g)))
-        probe = _Probe(engine, factorization.sites, inputs, tops[k], base, labels)
-        rows.append(probe.measure(g, noise, magnitude, target_kl))
+        probe = _Probe(engine, factorization, inputs, tops[k], base, labels)
+        extra: dict[str, Any] = {}
+        if phi is not None:
+            move, extra["moves"] = probe.weighted(k, phi, magnitude, target_kl, rng)
+        else:
+            g = component_direction(factorization, k, direction=direction)
+            move = (probe.auto(g, target_kl) if magnitude == "auto" else float(magnitude)) * g
+        # Drawn one at a time: m may be tens of millions.
+        noise = (rng.standard_normal(m) for _ in range(n_random))
+        rows.append(probe.measure(move, noise) | extra)
     stacked: dict[str, Any] = {key: np.array([row[key] for row in rows]) for key in rows[0]}
     if labels is None:
         stacked |= {"accuracy_top": None, "accuracy_baseline": None}
@@ -224,18 +245,20 @@ class _Probe:
     def __init__(
         self,
         engine: ModelEngine,
-        sites: Sequence[Site],
-        inputs: Array,
+        factorization: Factorization,
+        inputs: Any,
         top: IntArray,
         base: IntArray,
         labels: IntArray | None,
     ) -> None:
-        self.engine, self.sites = engine, sites
+        self.engine, self.factorization = engine, factorization
+        self.sites = factorization.sites
         self.top, self.base = top, base
         both = np.concatenate([top, base])
-        self.inputs = inputs[both]
+        self.inputs = pick_examples(inputs, both)
         self.before = self.predict()
-        self.labels = None if labels is None else self._labels(labels, len(inputs))[both]
+        n = factorization.n_examples
+        self.labels = None if labels is None else self._labels(labels, n)[both]
 
     def _labels(self, labels: IntArray, n: int) -> NumpyArray:
         answers = to_numpy(self.engine.output.mode(self.before))
@@ -257,13 +280,11 @@ class _Probe:
         """Outputs z of the model as it is now, in float64."""
         return to_numpy(self.engine.predict(self.inputs)).astype(np.float64)
 
-    def measure(
-        self, g: FloatArray, noise: FloatArray, magnitude: float | str, target: float
-    ) -> dict[str, Any]:
+    def measure(self, move: FloatArray, noise: Iterable[FloatArray]) -> dict[str, Any]:
         """Everything that a report holds of one component."""
-        epsilon = self.auto(g, target) if isinstance(magnitude, str) else float(magnitude)
-        both = [self.effect(s * epsilon * g) for s in (+1, -1)]
-        predicted = self.predicted(epsilon * g)
+        epsilon = float(np.linalg.norm(move))
+        both = [self.effect(s * move) for s in (+1, -1)]
+        predicted = self.predicted(move)
         random = [self.larger(epsilon * v / np.linalg.norm(v)) for v in noise]
         centroid = self.larger(epsilon * self.centroid())
         return {
@@ -274,8 +295,8 @@ class _Probe:
             "accuracy_baseline": [e[3] for e in both],
             "predicted_top": predicted[0],
             "predicted_baseline": predicted[1],
-            "random_top": [e[0] for e in random],
-            "random_baseline": [e[1] for e in random],
+            "random_top": np.array([e[0] for e in random]),
+            "random_baseline": np.array([e[1] for e in random]),
             "centroid_top": centroid[0],
             "centroid_baseline": centroid[1],
             "top": self.top,
@@ -308,16 +329,47 @@ class _Probe:
 
     def centroid(self) -> FloatArray:
         """The unit mean of ∇log p(ŷ|x) over the top examples, ŷ the model's own answer."""
-        output, z = self.engine.output, self.before[: len(self.top)]
-        cotangents = to_numpy(output.score(z, output.mode(z)))
-        gradient = self.engine.vjp(
-            self.inputs[: len(self.top)], in_kind_of(self.engine.theta(), cotangents)
-        )
-        full = to_numpy(gradient).astype(np.float64)
-        own = {s.name: s for s in self.engine.sites}
-        v = np.concatenate([full[own[s.name].start : own[s.name].stop] for s in self.sites])
+        v = self._answer_gradient()
         size = float(np.linalg.norm(v))
         return np.asarray(v / size) if size > 0 else v
+
+    def _answer_gradient(self) -> FloatArray:
+        z = self.before[: len(self.top)]
+        inputs = pick_examples(self.inputs, np.arange(len(self.top)))
+        return answer_gradient(self.engine, self.factorization, inputs, z)
+
+    def weighted(
+        self,
+        component: int,
+        phi: FloatArray,
+        magnitude: float | str,
+        target: float,
+        rng: np.random.Generator,
+    ) -> tuple[FloatArray, tuple[float, float]]:
+        """The Fisher-weighted move of a diagonal component, and its (δ, λ)."""
+        uphill = -self._answer_gradient()
+
+        def move(step: float, weight: float) -> FloatArray:
+            return weighted_vector(self.factorization, component, phi, uphill, step, weight)
+
+        if magnitude != "auto":
+            unit = float(np.linalg.norm(move(1.0, 0.5)))
+            step = float(magnitude) / unit if unit > 0 else 0.0
+            return move(step, 0.5), (step, 0.5)
+
+        def top_kl(step: float, weight: float) -> float:
+            v = move(step, weight)
+            return max(self.effect(s * v)[0] for s in (+1, -1))
+
+        theta = to_numpy(self.engine.theta()).astype(np.float64)
+        size = float(np.sqrt(np.mean(theta**2))) or 1.0
+        aim = (0.5 * target, 2.0 * target)
+        step, weight, value = search_move(
+            top_kl, steps=(1e-5 * size, 10.0 * size), target=aim, rng=rng
+        )
+        if not aim[0] <= value <= aim[1]:
+            _warn_missed(target, value, step)
+        return move(step, weight), (step, weight)
 
     def auto(self, g: FloatArray, target: float) -> float:
         """The ε at which the mean top KL, the larger of ±, is ``target`` (within 5 %)."""
@@ -337,14 +389,18 @@ class _Probe:
             low, high = (epsilon, high) if value < target else (low, epsilon)
             epsilon = 2.0 * low if np.isinf(high) else 0.5 * (low + high)
             value = top_kl(epsilon)
-        warnings.warn(
-            f"No magnitude with a mean top KL of {target:.3g} nats was found: it is {value:.3g} at "
-            f"{epsilon:.3g}. Give magnitude= a number, or another target_kl.",
-            ConvergenceWarning,
-            stacklevel=4,
-        )
+        _warn_missed(target, value, epsilon)
         return epsilon
 
     def _means(self, values: FloatArray) -> tuple[float, float]:
         k = len(self.top)
         return float(values[:k].mean()), float(values[k:].mean())
+
+
+def _warn_missed(target: float, value: float, epsilon: float) -> None:
+    warnings.warn(
+        f"No magnitude with a mean top KL of {target:.3g} nats was found: it is {value:.3g} at "
+        f"{epsilon:.3g}. Give magnitude= a number, or another target_kl.",
+        ConvergenceWarning,
+        stacklevel=5,
+    )

@@ -1,12 +1,13 @@
 """Perturbing a model along a component, θ± = θ ± ε ĝ_k with ‖ĝ_k‖ = 1, and the way back.
 
-Source: Matena & Raffel 2023, arXiv:2310.04649; the orthogonalisation against the span of the other
-components, whatever their order, is ours.
+Source: Matena & Raffel 2023, arXiv:2310.04649 (the component, and its parts along the others taken
+off one after another); the orthogonalisation against the span of the other components, whatever
+their order, is ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,11 +18,12 @@ from ..backend import like, to_numpy
 from ..errors import InvalidInputError
 from ..model import ModelEngine, engine_for
 from ..model.sites import Site
-from ..types import Array, FloatArray
+from ..types import Array, FloatArray, IntArray
 from .method import DiagonalNPEFF
 from .result import Factorization
 
-DIRECTIONS = ("component", "orthogonalised")
+DIRECTIONS = ("component", "sequential", "orthogonalised")
+Direction = str | FloatArray
 
 
 def component_direction(
@@ -35,8 +37,10 @@ def component_direction(
 
     Parameters
     ----------
-    direction : {"component", "orthogonalised"}
-        g_k itself, or g_k without its parts along the other components.
+    direction : {"component", "sequential", "orthogonalised"}
+        g_k itself; g_k ← g_k − (g_k·ĝ_l)ĝ_l for the other components l one after another in their
+        order, as published (the result depends on the order, and is orthogonal to the last one
+        only); or g_k without its part in the span of the others (QR; no order).
     max_abs_cos : float
         Components with |cos| to g_k above this are near-duplicates of it and stay in.
 
@@ -49,28 +53,34 @@ def component_direction(
     check_component(factorization, component)
     if isinstance(factorization.method, DiagonalNPEFF):
         raise InvalidInputError(
-            "The components of a diagonal factorization are amounts (h_k >= 0), not directions. "
-            "Factorize LowRankFishers with LowRankNPEFF to move a model along components."
+            "The components of a diagonal factorization are amounts (h_k >= 0), not directions: "
+            "fisher_weighted_move(model, factorization, component, inputs) makes one of them, and "
+            "perturbation_report does so by itself."
         )
     if direction not in DIRECTIONS:
         raise InvalidInputError(
-            f"direction={direction!r} was given; accepted: {', '.join(DIRECTIONS)}."
+            f"direction={direction!r} was given; accepted: {', '.join(DIRECTIONS)}, or a vector."
         )
-    G = to_numpy(factorization.components).astype(np.float64)
-    g = G[component]
+    g = to_numpy(factorization.components[component]).astype(np.float64)
     norm = float(np.linalg.norm(g))
     if norm == 0.0:
         raise InvalidInputError(f"Component {component} is zero, so it gives no direction.")
     g = g / norm
     if direction == "component":
         return np.asarray(g)
+    G = to_numpy(factorization.components).astype(np.float64)
     norms = np.linalg.norm(G, axis=1)
     cosines = np.abs(G @ g) / np.where(norms > 0, norms, 1.0)
     others = [k for k in range(len(G)) if k != component and norms[k] > 0]
-    basis = _span(G[[k for k in others if cosines[k] <= max_abs_cos]])
+    others = [k for k in others if cosines[k] <= max_abs_cos]
     left = g
-    for _ in range(2):  # twice is enough
-        left = left - basis.T @ (basis @ left)
+    if direction == "sequential":
+        for k in others:
+            left = left - (left @ G[k]) / norms[k] ** 2 * G[k]
+    else:
+        basis = _span(G[others])
+        for _ in range(2):  # twice is enough
+            left = left - basis.T @ (basis @ left)
     size = float(np.linalg.norm(left))
     if size <= 1e-10:
         raise InvalidInputError(
@@ -96,7 +106,7 @@ def perturb(
     component: int,
     *,
     magnitude: float,
-    direction: str = "component",
+    direction: Direction = "component",
     sign: int = +1,
     max_abs_cos: float = 0.999,
 ) -> Iterator[ModelEngine]:
@@ -111,8 +121,8 @@ def perturb(
     component : int
     magnitude : float
         ε ≥ 0, the L2 norm of the move in parameter space.
-    direction : {"component", "orthogonalised"}
-        See :func:`component_direction`.
+    direction : {"component", "sequential", "orthogonalised"} or array (m,)
+        See :func:`component_direction`; a vector over the same columns is scaled to length one.
     sign : {+1, −1}
 
     Yields
@@ -141,10 +151,34 @@ def perturb(
         raise InvalidInputError(f"sign={sign!r} was given; +1 or -1 is accepted.")
     check_magnitude(magnitude)
     engine = engine_for(model)
-    g = component_direction(factorization, component, direction=direction, max_abs_cos=max_abs_cos)
+    if isinstance(direction, str):
+        g = component_direction(
+            factorization, component, direction=direction, max_abs_cos=max_abs_cos
+        )
+    else:
+        check_component(factorization, component)
+        g = unit_vector(direction, int(factorization.components.shape[1]))
     delta = scatter(engine, factorization.sites, sign * magnitude * g)
     with engine.patch(delta):
         yield engine
+
+
+def unit_vector(direction: Array, columns: int) -> FloatArray:
+    """A direction that was given as a vector, scaled to length one.
+
+    Raises
+    ------
+    InvalidInputError
+        Another length than the components have, NaN, or zero.
+    """
+    g = np.asarray(to_numpy(direction), dtype=np.float64)
+    norm = float(np.linalg.norm(g)) if np.isfinite(g).all() else 0.0
+    if g.shape != (columns,) or norm == 0.0:
+        raise InvalidInputError(
+            f"direction= is an array of shape {g.shape} and length {norm}; a finite vector of "
+            f"shape ({columns},) that is not zero is taken, or one of {', '.join(DIRECTIONS)}."
+        )
+    return np.asarray(g / norm)
 
 
 def check_component(factorization: Factorization, component: int) -> None:
@@ -197,6 +231,32 @@ def scatter(engine: ModelEngine, sites: Sequence[Site], vector: FloatArray) -> A
     for s in sites:
         full[own[s.name].start : own[s.name].stop] = vector[s.start : s.stop]
     return in_kind_of(theta, full)
+
+
+def pick_examples(inputs: Any, examples: IntArray) -> Any:
+    """Some examples of an array, or of a mapping of arrays by argument names."""
+    if isinstance(inputs, Mapping):
+        return {name: pick_examples(x, examples) for name, x in inputs.items()}
+    return inputs[examples]
+
+
+def count_examples(inputs: Any) -> int:
+    """How many examples an array, or each array of a mapping, holds.
+
+    Raises
+    ------
+    InvalidInputError
+        Arrays of different length.
+    """
+    if not isinstance(inputs, Mapping):
+        return len(inputs)
+    counts = {len(x) for x in inputs.values()}
+    if len(counts) != 1:
+        raise InvalidInputError(
+            f"A mapping of arrays of {sorted(counts)} examples was given; all must hold the same "
+            "examples, and there must be at least one."
+        )
+    return counts.pop()
 
 
 def in_kind_of(template: Array, values: FloatArray) -> Array:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, wilcoxon
 
 from fishertope.core.backend import to_numpy
 from fishertope.core.errors import ConvergenceWarning, InvalidInputError
@@ -29,7 +29,7 @@ def case():
     return net, x, found
 
 
-def test_the_move_is_the_component_and_is_undone(case):
+def test_check_23_the_move_is_the_component_and_is_undone_bit_for_bit(case):
     net, x, found = case
     engine = engine_for(net)
     theta, z = engine.theta(), engine.predict(x)
@@ -43,7 +43,7 @@ def test_the_move_is_the_component_and_is_undone(case):
     assert np.array_equal(engine.predict(x), z)
 
 
-def test_orthogonalised_directions_are_orthogonal_to_every_other_component(case):
+def test_check_24_orthogonalised_directions_are_orthogonal_to_every_other_component(case):
     _, _, found = case
     for k in range(5):
         g = component_direction(found, k, direction="orthogonalised")
@@ -72,7 +72,7 @@ def test_near_duplicates_stay_in(case):
         )
 
 
-def test_no_move_no_effect_and_no_nan_warning(case):
+def test_check_23_no_move_no_effect_and_no_nan_warning(case):
     net, x, found = case
     report = perturbation_report(net, found, x, magnitude=0.0, n_top=10, n_baseline=20)
     assert (report.kl_top == 0).all()
@@ -80,7 +80,7 @@ def test_no_move_no_effect_and_no_nan_warning(case):
     assert (report.predicted_top == 0).all()
 
 
-def test_plus_and_minus_agree_to_second_order(case):
+def test_check_23_plus_and_minus_agree_to_second_order(case):
     net, x, found = case
     gaps = []
     for epsilon in (4e-2, 2e-2, 1e-2):
@@ -89,7 +89,7 @@ def test_plus_and_minus_agree_to_second_order(case):
     assert gaps[0] > gaps[1] > gaps[2]
 
 
-def test_prediction_is_the_measurement_at_small_moves(case):
+def test_check_24_prediction_is_the_measurement_at_small_moves(case):
     net, x, found = case
     report = perturbation_report(net, found, x, magnitude=1e-3, n_top=20, n_baseline=60)
     for predicted, measured in (
@@ -127,10 +127,54 @@ def test_automatic_magnitude_reaches_the_target(case):
     np.testing.assert_allclose(report.kl_top.max(1), 0.05, rtol=0.06)
 
 
-def test_components_move_their_own_examples_more_than_random_directions_do(case):
+def test_check_25_components_beat_random_directions(case):
     net, x, found = case
     report = perturbation_report(net, found, x, magnitude=0.05, n_random=20)
-    assert np.median(report.kl_ratio) > np.median(report.random_ratio)
+    own = np.log(report.kl_ratio)
+    control = np.log(report.random_top.mean(1) / report.random_baseline.mean(1))
+    assert wilcoxon(own - control, alternative="greater").pvalue <= 0.05
+    traces = per_example_fishers(net, x).traces()
+    expected = [
+        traces[t].mean() / traces[b].mean()
+        for t, b in zip(report.top, report.baseline, strict=True)
+    ]
+    np.testing.assert_allclose(np.exp(control), expected, rtol=0.25)
+
+
+def test_sequential_directions_take_the_others_off_in_order(case):
+    _, _, found = case
+    G = found.components
+    for k in range(5):
+        expected = G[k].copy()
+        others = [j for j in range(5) if j != k]
+        for j in others:
+            expected -= (expected @ G[j]) * G[j]
+        g = component_direction(found, k, direction="sequential")
+        np.testing.assert_allclose(g, expected / np.linalg.norm(expected), atol=1e-12)
+        assert abs(g @ G[others[-1]]) <= 1e-12
+    near = np.abs(G @ G[0])
+    bound = float(np.sort(near)[-2]) * 0.999
+    left_in = int(np.argsort(near)[-2])
+    g = component_direction(found, 0, direction="sequential", max_abs_cos=bound)
+    without = [j for j in range(1, 5) if j != left_in]
+    assert abs(g @ G[without[-1]]) <= 1e-12
+    assert abs(g @ G[left_in]) > 1e-6
+
+
+def test_any_vector_may_be_the_direction(case):
+    net, _, found = case
+    v = np.random.default_rng(3).normal(size=found.components.shape[1])
+    engine = engine_for(net)
+    theta = engine.theta()
+    with perturb(net, found, 0, magnitude=0.2, direction=v) as moved:
+        np.testing.assert_allclose(moved.theta() - theta, 0.2 * v / np.linalg.norm(v), atol=1e-14)
+    assert np.array_equal(engine.theta(), theta)
+    for bad in (v[:-1], 0 * v, np.full(len(v), np.nan)):
+        with (
+            pytest.raises(InvalidInputError, match="direction="),
+            perturb(net, found, 0, magnitude=0.2, direction=bad),
+        ):
+            pass
 
 
 def test_accuracies_when_labels_are_given(case):
@@ -211,7 +255,7 @@ def test_float32_networks_keep_small_effects(case):
     np.testing.assert_allclose(report.kl_baseline.mean(1), report.predicted_baseline, rtol=0.05)
 
 
-def test_random_directions_move_examples_by_the_trace_of_their_fishers(case):
+def test_check_25_random_directions_move_examples_by_the_trace_of_their_fishers(case):
     net, x, found = case
     epsilon, p = 1e-3, found.components.shape[1]
     report = perturbation_report(net, found, x, components=0, magnitude=epsilon, n_random=400)
@@ -289,7 +333,7 @@ def test_a_torch_module_is_moved_and_restored(case):
         (0, {"magnitude": -1.0}, "magnitude"),
         (0, {"magnitude": float("nan")}, "magnitude"),
         (0, {"sign": 2}, "sign"),
-        (0, {"direction": "sideways"}, "component, orthogonalised"),
+        (0, {"direction": "sideways"}, "component, sequential, orthogonalised"),
     ],
 )
 def test_bad_requests_are_named(case, component, options, words):
