@@ -7,5 +7,6 @@ INFO = BackendInfo(
     target="fishertope.backends.numba_cpu.kernels:KERNELS",
     requires=("numba",),
     priority=100,
+    half_bits=True,
     fallback="reference",
 )

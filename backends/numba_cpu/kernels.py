@@ -34,6 +34,7 @@ from ._split import split
 from ._sweep_kernels import sweep_cells
 from ._vertex_program_kernels import solve_programs
 from ._zonotope_kernels import positive_sums, write_signs
+from .merging import merge_diagonal, merge_linear
 
 # Entries of the largest temporary: a few MB, so that blocks stay in the cache.
 _BLOCK = 1 << 19
@@ -393,6 +394,8 @@ KERNELS: dict[Kernel, Callable[..., Any]] = {
     Kernel.NNLS_GRAM: nnls_gram,
     Kernel.SPARSE_PRODUCTS: sparse_products,
     Kernel.SPARSE_PULLBACK: sparse_pullback,
+    Kernel.MERGE_LINEAR: merge_linear,
+    Kernel.MERGE_DIAGONAL: merge_diagonal,
     Kernel.ZONOTOPE_SUPPORT: zonotope_support,
     Kernel.SIGN_PATTERNS: sign_patterns,
     Kernel.SWEEP_CHAMBERS: sweep_chambers,

@@ -18,6 +18,7 @@ from ...core.backend.layout import dense_layout
 from ...core.backend.subsets import subset_of_rank
 from ...core.types import FloatArray, IntArray, NumpyArray
 from ._vertex_program import column_scaled, vertex_program
+from .merging import merge_diagonal, merge_linear
 
 
 def dense_fisher_rows(
@@ -331,6 +332,8 @@ KERNELS: dict[Kernel, Callable[..., Any]] = {
     Kernel.NNLS_GRAM: nnls_gram,
     Kernel.SPARSE_PRODUCTS: sparse_products,
     Kernel.SPARSE_PULLBACK: sparse_pullback,
+    Kernel.MERGE_LINEAR: merge_linear,
+    Kernel.MERGE_DIAGONAL: merge_diagonal,
     Kernel.ZONOTOPE_SUPPORT: zonotope_support,
     Kernel.SIGN_PATTERNS: sign_patterns,
     Kernel.SWEEP_CHAMBERS: sweep_chambers,

@@ -17,6 +17,7 @@ from ...core.backend import Kernel
 from ...core.backend.layout import DenseLayer, dense_layout
 from ...core.model import Categorical, Gaussian
 from ._sweep import sweep_chambers
+from .merging import merge_diagonal, merge_linear
 
 # Entries of the largest temporary of the mean diagonal: 32 MB in float64.
 _BLOCK = 1 << 22
@@ -238,6 +239,8 @@ KERNELS: dict[Kernel, Callable[..., Any]] = {
     Kernel.NNLS_GRAM: nnls_gram,
     Kernel.SPARSE_PRODUCTS: sparse_products,
     Kernel.SPARSE_PULLBACK: sparse_pullback,
+    Kernel.MERGE_LINEAR: merge_linear,
+    Kernel.MERGE_DIAGONAL: merge_diagonal,
     Kernel.ZONOTOPE_SUPPORT: zonotope_support,
     Kernel.SIGN_PATTERNS: sign_patterns,
     Kernel.SWEEP_CHAMBERS: sweep_chambers,

@@ -33,6 +33,9 @@ class BackendInfo:
         What the kernels accept.
     kernels : frozenset of Kernel
         What the backend offers; any subset is fine.
+    half_bits : bool
+        Whether the raw merging kernels also take sources as checkpoints store them: float16, and
+        bfloat16 as its bits in uint16.
     fallback : str or None
         Backend that stands in for the kernels not offered (arrays are converted there and back).
     extra : str or None
@@ -49,6 +52,7 @@ class BackendInfo:
     devices: tuple[str, ...] = ("cpu",)
     dtypes: tuple[str, ...] = ("float32", "float64")
     kernels: frozenset[Kernel] = field(default_factory=lambda: frozenset(Kernel))
+    half_bits: bool = False
     fallback: str | None = None
     extra: str | None = None
     priority: int = 0

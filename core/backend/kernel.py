@@ -21,6 +21,8 @@ class Kernel(StrEnum):
     NNLS_GRAM = "nnls_gram"
     SPARSE_PRODUCTS = "sparse_products"
     SPARSE_PULLBACK = "sparse_pullback"
+    MERGE_LINEAR = "merge_linear"
+    MERGE_DIAGONAL = "merge_diagonal"
     ZONOTOPE_SUPPORT = "zonotope_support"
     SIGN_PATTERNS = "sign_patterns"
     SWEEP_CHAMBERS = "sweep_chambers"
@@ -81,6 +83,7 @@ class KernelSpec:
 
 
 _NPEFF = "Matena & Raffel 2023, arXiv:2310.04649"
+_MERGE = "Matena & Raffel 2022, arXiv:2111.09832"
 _RELU = "Matena & Raffel 2022, arXiv:2210.00176"
 _DENSE = (Argument("theta", "p"), Argument("inputs", "n d0"))
 _DENSE_OPTIONS = ("sizes", "activation", "output")
@@ -190,6 +193,38 @@ SPECS: dict[Kernel, KernelSpec] = {
         required=("n_columns",),
         returns=("p r",),
         source=_NPEFF,
+    ),
+    # Beside the merge k: how many of its entries are not finite (and, of the diagonal one, have no
+    # precision, and how many precisions are negative: the guard refuses these, raw calls count).
+    Kernel.MERGE_LINEAR: KernelSpec(
+        interface="merging",
+        formula="S_k x_r + Σ_i w_ki (x_i − x_r), r = argmax_i abs(w_ki): the weighted mean for "
+        "S_k = Σ_i w_ki = 1; and how many entries are not finite",
+        arguments=(
+            Argument("sources", "n p"),
+            Argument("weights", "k n"),
+            Argument("totals", "k"),
+        ),
+        returns=("k p", "k"),
+        nonempty=("n",),
+        source=_MERGE,
+    ),
+    Kernel.MERGE_DIAGONAL: KernelSpec(
+        interface="merging",
+        formula="Σ_i q_i x_i / Σ_i q_i with q_i = w_ki max(f_i, floor_i) + ridge_ki at each entry, "
+        "as x_r + Σ_i q_i (x_i − x_r) / Σ_i q_i, r = argmax q_i, inside the range of the x_i with "
+        "q_i > 0; x_1 where all q_i = 0; and how many entries are not finite, have only q_i = 0, "
+        "have f_i < 0",
+        arguments=(
+            Argument("sources", "n p"),
+            Argument("precisions", "n p", nonnegative=True),
+            Argument("weights", "k n", nonnegative=True),
+            Argument("ridges", "k n", nonnegative=True),
+            Argument("floors", "n", nonnegative=True),
+        ),
+        returns=("k p", "k", "k", "k"),
+        nonempty=("n",),
+        source=_MERGE,
     ),
     Kernel.ZONOTOPE_SUPPORT: KernelSpec(
         interface="zonotope",

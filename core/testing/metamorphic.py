@@ -123,6 +123,35 @@ def _sparse(run: Run, problem: Problem) -> Iterator[Pair]:
         yield "adjoint", np.sum(out * out)[None], np.sum(factor * back)[None]
 
 
+def _merges(run: Run, problem: Problem) -> Iterator[Pair]:
+    kernel, (x, *others), p = problem.kernel, problem.arrays, problem.arrays[0].shape[1]
+    out = run(kernel, x, *others)[0]
+    if kernel is Kernel.MERGE_DIAGONAL:
+        turned = [others[0][::-1].copy(), *(a[..., ::-1].copy() for a in others[1:])]
+        some = run(kernel, x, *others)[2] == 0  # else the result is the first source
+        yield "sources turned round", run(kernel, x[::-1].copy(), *turned)[0][some], out[some]
+        yield (
+            "equal sources",
+            run(kernel, x[[0] * len(x)], *others)[0],
+            np.tile(x[0], (len(out), 1)),
+        )
+    else:
+        weights, totals = others
+        whole = run(kernel, x[::-1].copy(), weights[:, ::-1].copy(), totals)[0]
+        yield "sources turned round", whole, out
+        equal = run(kernel, x[[0] * len(x)], weights, totals)[0]
+        yield "equal sources", equal, totals[:, None] * x[0]
+    yield "a part of the entries", _entries(run, problem, slice(p // 3, p)), out[:, p // 3 :]
+    yield "sources negated", run(kernel, -x, *others)[0], -out
+
+
+def _entries(run: Run, problem: Problem, part: slice) -> NumpyArray:
+    x, *others = problem.arrays
+    if problem.kernel is Kernel.MERGE_DIAGONAL:
+        others[0] = others[0][:, part].copy()
+    return np.asarray(run(problem.kernel, x[:, part].copy(), *others)[0])
+
+
 def _support(run: Run, problem: Problem) -> Iterator[Pair]:
     kernel, (generators, directions) = problem.kernel, problem.arrays
     out = run(kernel, generators, directions)
@@ -195,6 +224,8 @@ _RELATIONS: dict[Kernel, Callable[[Run, Problem], Iterator[Pair]]] = {
     Kernel.NNLS_GRAM: _nnls,
     Kernel.SPARSE_PRODUCTS: _sparse,
     Kernel.SPARSE_PULLBACK: _sparse,
+    Kernel.MERGE_LINEAR: _merges,
+    Kernel.MERGE_DIAGONAL: _merges,
     Kernel.ZONOTOPE_SUPPORT: _support,
     Kernel.SIGN_PATTERNS: _signs,
     Kernel.SWEEP_CHAMBERS: _sweep,

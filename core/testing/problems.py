@@ -162,6 +162,24 @@ def _sparse(rng: np.random.Generator, *, transposed: bool) -> Iterator[_Made]:
         yield name, (rng.random(len(columns)), columns, offsets, factor), options
 
 
+def _merges(rng: np.random.Generator, *, diagonal: bool) -> Iterator[_Made]:
+    cases = ((3, 17, 2), (1, 5, 1), (2, 0, 1), (2, 1, 3), (3, 4, 0), (12, 9, 1), (2, 5000, 1))
+    for n, p, k in cases:
+        x, w = rng.normal(size=(n, p)), rng.random((k, n))
+        name = f"n={n} p={p} k={k}"
+        if not diagonal:
+            w = w - 0.2
+            yield name, (x, w, w.sum(axis=1)), {}
+            continue
+        f = rng.random((n, p)) * (rng.random((n, p)) > 0.3)  # some are exactly zero
+        yield name, (x, f, w, 0.1 * rng.random((k, n)), 0.2 * rng.random(n)), {}
+        yield f"{name}, bare", (x, f, w, np.zeros((k, n)), np.zeros(n)), {}
+    if diagonal:
+        x, corner = rng.normal(size=(3, 40)), np.array([[0.0, 1.0, 0.0]])
+        f = rng.random((3, 40)) * (rng.random((3, 40)) > 0.5)
+        yield "a corner", (x, f, corner, np.zeros((1, 3)), np.zeros(3)), {}
+
+
 _ZONOTOPE_SIZES = (
     (9, 3, 5),
     (9, 1, 5),
@@ -224,6 +242,8 @@ _MAKERS: dict[Kernel, Callable[[np.random.Generator], Iterator[_Made]]] = {
     Kernel.NNLS_GRAM: _nnls,
     Kernel.SPARSE_PRODUCTS: lambda rng: _sparse(rng, transposed=False),
     Kernel.SPARSE_PULLBACK: lambda rng: _sparse(rng, transposed=True),
+    Kernel.MERGE_LINEAR: lambda rng: _merges(rng, diagonal=False),
+    Kernel.MERGE_DIAGONAL: lambda rng: _merges(rng, diagonal=True),
     Kernel.ZONOTOPE_SUPPORT: _zonotope,
     Kernel.SIGN_PATTERNS: _signs,
     Kernel.SWEEP_CHAMBERS: _sweep,

@@ -1,0 +1,248 @@
+"""Compiled loops of the merging kernels, over chunks that stay in the cache.
+
+Sources may be float32, float64, or bfloat16 as its bits in uint16, decoded by a shift. The dtype
+of the weights is that of the arithmetic. Every entry's sum runs over the sources in their order,
+so the result does not depend on how the entries are cut.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numba.extending import overload
+
+CHUNK = 2048
+# Numba widens integers after every operation; only narrowed again do they fill the vector units.
+_u32 = np.uint32
+_OPTIONS: Any = {"cache": True, "nogil": True, "error_model": "numpy"}
+
+
+def _decode(row, source):  # type: ignore[no-untyped-def]
+    """``row`` = the numbers of ``source``, of the same length."""
+    raise NotImplementedError
+
+
+def _encode(target, values):  # type: ignore[no-untyped-def]
+    """``target`` = values, rounded to nearest, ties to even; how many of them are not finite."""
+    raise NotImplementedError
+
+
+@overload(_decode, jit_options=_OPTIONS)
+def _decode_overload(row, source):  # type: ignore[no-untyped-def]
+    if source.dtype.name != "uint16":
+
+        def numbers(row, source):  # type: ignore[no-untyped-def]
+            for j in range(len(row)):
+                row[j] = source[j]
+
+        return numbers
+
+    def bits(row, source):  # type: ignore[no-untyped-def]
+        wide = np.empty(len(row), dtype=np.uint32)
+        for j in range(len(row)):
+            wide[j] = _u32(_u32(source[j]) << _u32(16))
+        values = wide.view(np.float32)
+        for j in range(len(row)):
+            row[j] = values[j]
+
+    def bits_in_place(row, source):  # type: ignore[no-untyped-def]
+        wide = row.view(np.uint32)
+        for j in range(len(row)):
+            wide[j] = _u32(_u32(source[j]) << _u32(16))
+
+    return bits_in_place if row.dtype.name == "float32" else bits
+
+
+@overload(_encode, jit_options=_OPTIONS)
+def _encode_overload(target, values):  # type: ignore[no-untyped-def]
+    if target.dtype.name != "uint16":
+
+        def numbers(target, values):  # type: ignore[no-untyped-def]
+            for j in range(len(target)):
+                target[j] = values[j]
+            zero = target.dtype.type(0)
+            odd = zero
+            for j in range(len(target)):
+                odd = odd if abs(target[j]) < np.inf else zero + 1
+            wrong = 0
+            if odd != zero:
+                for j in range(len(target)):
+                    wrong += not np.isfinite(target[j])
+            return wrong
+
+        return numbers
+
+    def bits(target, values):  # type: ignore[no-untyped-def]
+        near = values.astype(np.float32)
+        wide = near.view(np.uint32)
+        worst = np.uint32(0)
+        for j in range(len(target)):
+            b = wide[j]
+            code = _u32(_u32(b + _u32(0x7FFF)) + _u32(_u32(b >> _u32(16)) & _u32(1)))
+            target[j] = np.uint16(_u32(code >> _u32(16)))
+            # An infinity stays one when rounded; a NaN of many ones can wrap around.
+            worst = max(worst, _u32(b & _u32(0x7F800000)), _u32(code & _u32(0x7F800000)))
+        wrong = 0
+        if worst == _u32(0x7F800000):
+            for j in range(len(target)):
+                if np.isnan(near[j]):  # it must not round to an infinity or to zero
+                    target[j] = np.uint16(0x7FC0)
+                wrong += (target[j] & np.uint16(0x7F80)) == np.uint16(0x7F80)
+        return wrong
+
+    return bits
+
+
+@njit(**_OPTIONS)
+def linear(sources, weights, totals, references, out, bad):  # type: ignore[no-untyped-def]
+    """Linear merge (n, p) → (k, p); ``bad`` (k): results that are not finite."""
+    n, n_out = sources.shape[0], weights.shape[0]
+    decoded = np.empty((n, CHUNK), dtype=weights.dtype)
+    sums = np.empty(CHUNK, dtype=weights.dtype)
+    for at in range(0, sources.shape[1], CHUNK):
+        length = min(CHUNK, sources.shape[1] - at)
+        total = sums[:length]
+        for i in range(n):
+            _decode(decoded[i, :length], sources[i, at : at + length])
+        for k in range(n_out):
+            r = references[k]
+            scale, base = totals[k], decoded[r, :length]
+            for j in range(length):
+                total[j] = scale * base[j]
+            for i in range(n):
+                if i != r:
+                    w, x = weights[k, i], decoded[i, :length]
+                    for j in range(length):
+                        total[j] += w * (x[j] - base[j])
+            bad[k] += _encode(out[k, at : at + length], total)
+
+
+def _smallest_bits(x):  # type: ignore[no-untyped-def]
+    """The smallest of the entries' bits as whole numbers: < 0 for a sign bit, 0 for a zero.
+
+    Their order is that of the floats where these are positive, and it is found faster.
+    """
+    raise NotImplementedError
+
+
+@overload(_smallest_bits, jit_options=_OPTIONS)
+def _smallest_bits_overload(x):  # type: ignore[no-untyped-def]
+    whole = np.int32 if x.dtype.name == "float32" else np.int64
+
+    def smallest(x):  # type: ignore[no-untyped-def]
+        bits = x.view(whole)
+        least = whole(1)
+        for j in range(len(bits)):
+            least = min(least, bits[j])
+        return least
+
+    return smallest
+
+
+@njit(**_OPTIONS)
+def _begin(x, f, w, ridge, floor, base, best, total, low, high):  # type: ignore[no-untyped-def]
+    """The first source: its value, its p, and its value as the range where p > 0."""
+    zero, nan = base.dtype.type(0), base.dtype.type(np.nan)
+    for j in range(len(x)):
+        value = x[j]
+        p = w * (floor if f[j] < floor else f[j]) + ridge
+        base[j] = value
+        best[j] = p
+        total[j] = p
+        value = value if p > zero else nan
+        low[j] = value
+        high[j] = value
+
+
+@njit(**_OPTIONS)
+def _weigh(x, f, w, ridge, floor, base, best, total, low, high):  # type: ignore[no-untyped-def]
+    """Add one source: the value of the largest p, the sum of p, the range where p > 0."""
+    zero = base.dtype.type(0)
+    # Everything is loaded first, so that the compiler can choose without jumping.
+    for j in range(len(x)):
+        value, least, most, mean, peak = x[j], low[j], high[j], base[j], best[j]
+        p = w * (floor if f[j] < floor else f[j]) + ridge
+        better = p > peak
+        base[j] = value if better else mean
+        best[j] = p if better else peak
+        total[j] += p
+        lower = least if value >= least else value
+        upper = most if value <= most else value
+        low[j] = lower if p > zero else least
+        high[j] = upper if p > zero else most
+
+
+@njit(**_OPTIONS)
+def _pull(x, f, w, ridge, floor, base, moment):  # type: ignore[no-untyped-def]
+    """Add p (x − base)."""
+    for j in range(len(x)):
+        p = w * (floor if f[j] < floor else f[j]) + ridge
+        moment[j] += p * (x[j] - base[j])
+
+
+@njit(**_OPTIONS)
+def _settle(base, moment, total, low, high):  # type: ignore[no-untyped-def]
+    """``moment`` becomes base + moment / total, held inside the range."""
+    for j in range(len(base)):
+        value, least, most = base[j] + moment[j] / total[j], low[j], high[j]
+        value = least if value < least else value
+        moment[j] = most if value > most else value
+
+
+@njit(**_OPTIONS)
+def diagonal(sources, precisions, weights, ridges, floors, out, counts):  # type: ignore[no-untyped-def]
+    """Diagonal merge (n, p) → (k, p).
+
+    ``counts`` (3, k): results that are not finite, entries without precision, precisions below 0.
+    The mean is taken from the source with the largest precision at each entry.
+    """
+    n, n_out = sources.shape[0], weights.shape[0]
+    values = np.empty((n, CHUNK), dtype=weights.dtype)
+    given = np.empty((n, CHUNK), dtype=weights.dtype)
+    # Five arrays, not five rows of one: the compiler sees that they do not overlap.
+    base_, moment_, total_ = (
+        np.empty(CHUNK, weights.dtype),
+        np.empty(CHUNK, weights.dtype),
+        np.empty(CHUNK, weights.dtype),
+    )
+    low_, high_ = np.empty(CHUNK, weights.dtype), np.empty(CHUNK, weights.dtype)
+    zero, one = weights.dtype.type(0), weights.dtype.type(1)
+    for at in range(0, sources.shape[1], CHUNK):
+        length = min(CHUNK, sources.shape[1] - at)
+        base, moment, total = base_[:length], moment_[:length], total_[:length]
+        low, high = low_[:length], high_[:length]
+        negative = 0
+        for i in range(n):
+            f = given[i, :length]
+            _decode(values[i, :length], sources[i, at : at + length])
+            _decode(f, precisions[i, at : at + length])
+            if _smallest_bits(f) < 0:
+                for j in range(length):
+                    negative += f[j] < zero
+        for k in range(n_out):
+            counts[2, k] += negative
+            _begin(
+                values[0, :length], given[0, :length], weights[k, 0], ridges[k, 0], floors[0],
+                base, moment, total, low, high,
+            )  # fmt: skip
+            for i in range(1, n):
+                _weigh(
+                    values[i, :length], given[i, :length], weights[k, i], ridges[k, i], floors[i],
+                    base, moment, total, low, high,
+                )  # fmt: skip
+            for j in range(length):
+                moment[j] = zero
+            for i in range(n):
+                _pull(
+                    values[i, :length], given[i, :length], weights[k, i], ridges[k, i], floors[i],
+                    base, moment,
+                )  # fmt: skip
+            if _smallest_bits(total) <= 0:
+                for j in range(length):
+                    if total[j] == zero:
+                        total[j] = one
+                        counts[1, k] += 1
+            _settle(base, moment, total, low, high)
+            counts[0, k] += _encode(out[k, at : at + length], moment)

@@ -1,0 +1,73 @@
+"""The merging kernels for NumPy arrays: adapters around the compiled loops.
+
+One call runs on one thread: whoever streams a checkpoint shares the blocks out. Beside float32
+and float64, sources may be as checkpoints store them: float16, or bfloat16 as its bits in uint16.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...core.types import FloatArray, IntArray, NumpyArray
+from ._merge_kernels import diagonal, linear
+
+# Two or three terms in float32 decide a bfloat16's rounding wrongly less often than 1e-4.
+_FEW_SOURCES = 4
+
+
+def merge_linear(
+    sources: NumpyArray, weights: FloatArray, totals: FloatArray
+) -> tuple[NumpyArray, IntArray]:
+    """S_k x_r + Σ_i w_ki (x_i − x_r) (k, p) in the dtype of the sources, and counts (k,)."""
+    work = _work(sources, few=len(sources) <= _FEW_SOURCES)
+    w = np.array(weights, dtype=work, order="C")
+    references = np.argmax(np.abs(w), axis=1)
+    x = _ready(sources)
+    out = np.empty((len(w), x.shape[1]), dtype=x.dtype)
+    bad = np.zeros(len(w), dtype=np.int64)
+    linear(x, w, np.array(totals, dtype=work), references, out, bad)
+    return _stored(out, sources.dtype, bad)
+
+
+def merge_diagonal(
+    sources: NumpyArray,
+    precisions: NumpyArray,
+    weights: FloatArray,
+    ridges: FloatArray,
+    floors: FloatArray,
+) -> tuple[NumpyArray, IntArray, IntArray, IntArray]:
+    """x_r + Σ_i p_i (x_i − x_r) / Σ_i p_i (k, p), with three counts (k,)."""
+    narrow = precisions.dtype in (np.uint16, np.float32) and len(sources) <= _FEW_SOURCES
+    work = _work(sources, few=narrow)
+    w, ridge, floor = (np.array(a, dtype=work, order="C") for a in (weights, ridges, floors))
+    x, f = _ready(sources), _ready(precisions)
+    out = np.empty((len(w), x.shape[1]), dtype=x.dtype)
+    counts = np.zeros((3, len(w)), dtype=np.int64)
+    diagonal(x, f, w, ridge, floor, out, counts)
+    merged, bad = _stored(out, sources.dtype, counts[0])
+    return merged, bad, counts[1], counts[2]
+
+
+merge_linear.takes_bits = merge_diagonal.takes_bits = True  # type: ignore[attr-defined]
+
+
+def _work(sources: NumpyArray, *, few: bool) -> type[np.floating]:
+    """The dtype of the arithmetic: float64, unless few bfloat16 are added."""
+    return np.float32 if sources.dtype == np.uint16 and few else np.float64
+
+
+def _ready(x: NumpyArray) -> NumpyArray:
+    """Contiguous and writable (numba compiles again for others); float16, which it lacks, wider."""
+    wide = x.astype(np.float64) if x.dtype == np.float16 else x
+    return np.require(wide, requirements=["C", "W"])
+
+
+def _stored(
+    out: NumpyArray, dtype: np.dtype[np.generic], bad: IntArray
+) -> tuple[NumpyArray, IntArray]:
+    """The results in the dtype of the sources; what overflows on the way is counted."""
+    if out.dtype == dtype:
+        return out, bad
+    with np.errstate(over="ignore"):
+        half = out.astype(dtype)
+    return half, np.count_nonzero(~np.isfinite(half), axis=1).astype(np.int64)
