@@ -153,7 +153,9 @@ def _checked(name: str, wanted: Source, brought: Path) -> Path:
 
 def _bytes_in(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        with suppress(OSError):  # the client may remove its files meanwhile
-            total += path.lstat().st_size
+    # The client may remove its files and folders meanwhile: os.walk passes over those.
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(place, name)).st_size
     return total
