@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ...core.errors import ConversionWarning, InvalidInputError
 from ...core.fisher.reduction import FactoredProjection
 from ...core.model import Categorical, OutputDistribution, Site, sites_of, unflatten
+from ...core.model.tracing import TracedFlows
 
 HALF = (torch.float16, torch.bfloat16)
 # Rows that are only squared and summed take at most this many bytes at a time.
@@ -220,6 +221,12 @@ class ModuleEngine:
             rows = self.rows(batch, U[part])
             sketch.add(out[part].view(-1, projection.dim), rows.reshape(-1, rows.shape[2]), 0)
         return out
+
+    def traced(self, inputs: Any, delta: Any, roots: Any, **options: Any) -> TracedFlows:
+        """Contributions to U J δ of one example, by block and position; see ``tracing.traced``."""
+        from .tracing import traced
+
+        return traced(self, inputs, self._tensor(delta), self._tensor(roots), **options)
 
     def _pieces(self, inputs: Any, U: torch.Tensor) -> Iterator[tuple[slice, Any]]:
         row = max(1, U.shape[1] * self._sites[-1].stop * U.element_size())

@@ -20,4 +20,5 @@ from .stability import (
     choose_n_components as choose_n_components,
     stability as stability,
 )
+from .tracing import Trace as Trace, trace as trace
 from .weighted_move import fisher_weighted_move as fisher_weighted_move

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device, is_array_api_obj
 
-from ..backend import like
+from ..backend import like, to_numpy
 from ..backend.guard import check_finite, dtype_name
 from ..errors import ArrayTypeError, InvalidInputError
 from ..types import Array
 from .outputs import Bernoulli, Categorical, Gaussian, OutputDistribution
 from .sites import Site, sites_of, unflatten
+from .tracing import TracedFlows, dense_flows
 
 ACTIVATIONS = ("relu", "tanh", "identity")
 
@@ -207,6 +208,30 @@ class DenseEngine:
             if layer:
                 delta = (delta @ self.network.weights[layer]) * slopes[layer - 1]
         return xp.concat(blocks[::-1], axis=0)
+
+    def traced(self, inputs: Array, delta: Array, roots: Array, **options: Any) -> TracedFlows:
+        """Contributions to U J δ of one example, by layer and unit (its pre-activation).
+
+        Raises
+        ------
+        InvalidInputError
+            Several examples, or blocks of another kind of model.
+        """
+        x = self.checked(inputs)
+        if len(x) != 1 or options.get("blocks") is not None:
+            raise InvalidInputError(
+                f"{len(x)} examples and blocks={options.get('blocks')!r} were given; one example "
+                "of a dense network is traced at a time, and its blocks are its layers."
+            )
+        activations, _, slopes = self._trace(x)
+        return dense_flows(
+            [to_numpy(W) for W in self.network.weights],
+            [to_numpy(a)[0] for a in activations],
+            [to_numpy(d)[0] for d in slopes],
+            {k: to_numpy(v) for k, v in unflatten(delta, self._sites).items()},
+            to_numpy(roots),
+            edges=bool(options.get("edges", True)),
+        )
 
     @contextmanager
     def patch(self, delta: Array) -> Iterator[None]:

@@ -23,6 +23,7 @@ from .core.factorization import (
     LowRankNPEFF as LowRankNPEFF,
     PerturbationReport as PerturbationReport,
     Stability as Stability,
+    Trace as Trace,
     ambiguities as ambiguities,
     choose_n_components as choose_n_components,
     expand as expand,
@@ -33,6 +34,7 @@ from .core.factorization import (
     perturb as perturb,
     perturbation_report as perturbation_report,
     stability as stability,
+    trace as trace,
 )
 from .core.fisher import (
     DiagonalFishers as DiagonalFishers,
@@ -75,6 +77,7 @@ __all__ = [
     "Stability",
     "Status",
     "StepInfo",
+    "Trace",
     "__version__",
     "ambiguities",
     "available_backends",
@@ -96,4 +99,5 @@ __all__ = [
     "thread_limit",
     "to_backend",
     "to_numpy",
+    "trace",
 ]
