@@ -21,8 +21,8 @@ import numpy as np
 
 from ..backend import to_numpy
 from ..errors import InvalidInputError
-from ..fisher.per_example import DiagonalFishers
 from ..fisher import Diagonal
+from ..fisher.per_example import DiagonalFishers
 from ..model import ModelEngine, engine_for
 from ..types import Array, FloatArray, IntArray
 from .method import DiagonalNPEFF
