@@ -44,6 +44,13 @@ from .core.fisher import (
     estimate_precision as estimate_precision,
     per_example_fishers as per_example_fishers,
 )
+from .core.merging import (
+    Anchor as Anchor,
+    Damping as Damping,
+    MergeProblem as MergeProblem,
+    MergeSolution as MergeSolution,
+    merge as merge,
+)
 from .core.model import (
     Bernoulli as Bernoulli,
     Categorical as Categorical,
@@ -58,10 +65,12 @@ from .core.testing import check_backend as check_backend
 __version__ = "0.1.0"
 
 __all__ = [
+    "Anchor",
     "BackendInfo",
     "Bernoulli",
     "Categorical",
     "Checkpoint",
+    "Damping",
     "DenseNetwork",
     "DiagonalFishers",
     "DiagonalNPEFF",
@@ -71,6 +80,8 @@ __all__ = [
     "Kernel",
     "LowRankFishers",
     "LowRankNPEFF",
+    "MergeProblem",
+    "MergeSolution",
     "ModelEngine",
     "PerturbationReport",
     "PrecisionTree",
@@ -90,6 +101,7 @@ __all__ = [
     "get_backend",
     "lift",
     "matched_cosines",
+    "merge",
     "per_example_fishers",
     "perturb",
     "perturbation_report",

@@ -1,0 +1,1 @@
+"""How the normal equations of one group of tensors are solved."""
