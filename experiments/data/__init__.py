@@ -12,7 +12,9 @@ from ._sources import (
     cache_folder as cache_folder,
 )
 from .images import load_digits as load_digits, load_fashion_mnist as load_fashion_mnist
+from .lexicon import Sense as Sense, load_wordnet as load_wordnet
 from .models import minilm_folder as minilm_folder
+from .prose import load_manual as load_manual, load_translations as load_translations
 from .records import (
     ImageSet as ImageSet,
     ImageSplit as ImageSplit,

@@ -80,6 +80,21 @@ def zip_member(file: Path, wanted: str) -> bytes:
         raise CorruptFileError(f"{file} cannot be read as a zip archive: {error}.") from error
 
 
+def zip_names(file: Path) -> list[str]:
+    """Names of all files of a zip archive.
+
+    Raises
+    ------
+    CorruptFileError
+        If it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise CorruptFileError(f"{file} cannot be read as a zip archive: {error}.") from error
+
+
 def deb_data(file: Path) -> bytes:
     """The inner tar archive of a Debian package: the member ``data.tar.*`` of an ``ar`` archive.
 

@@ -101,6 +101,26 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             licence="MIT",
             content="70,000 images of 28×28 pixels in 10 classes of clothing",
         ),
+        "wordnet": Source(
+            client="apt-get",
+            package="wordnet-base",
+            version="1:3.0-37",
+            file="wordnet-base_1%3a3.0-37_all.deb",
+            size=6_467_132,
+            sha256="61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
+            licence="WordNet licence (permissive)",
+            content="117,659 senses with definitions, examples and relations",
+        ),
+        "django": Source(
+            client="pip",
+            package="Django",
+            version="5.2.8",
+            file="django-5.2.8-py3-none-any.whl",
+            size=8_289_692,
+            sha256="37e687f7bd73ddf043e2b6b97cfe02fcbb11f2dbb3adccc6a2b18c6daa054d7f",
+            licence="BSD-3-Clause",
+            content="user-interface messages in English and 98 translations",
+        ),
     }
 )
 

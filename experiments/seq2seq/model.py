@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from fishertope.core.errors import InvalidInputError
 
+from .adapter import Adapter
 from .attention import (
     Attention,
     LayerCache,
@@ -62,6 +63,7 @@ class Block(nn.Module):
         self.feed_norm: nn.Module = make_norm(config) if shared is None else shared.feed_norm
         self.feed_forward: FeedForward = feed(config) if shared is None else shared.feed_forward
         self.dropout = nn.Dropout(config.dropout)
+        self.adapter: Adapter | None = None
 
     def forward(
         self, h: Tensor, *, bias: Tensor | None, source: Tensor | None, cross_bias: Tensor | None,
@@ -77,7 +79,7 @@ class Block(nn.Module):
             )
             h = h + self.dropout(read)
         out: Tensor = h + self.dropout(self.feed_forward(self.feed_norm(h)))
-        return out
+        return out if self.adapter is None else self.adapter(out)
 
 
 class Stack(nn.Module):

@@ -46,3 +46,16 @@ def test_f1_12_three_steps_of_adafactor(shape, start):
 def test_a_rate_without_meaning_is_refused():
     with pytest.raises(InvalidInputError, match="rate=0"):
         adafactor([torch.nn.Parameter(torch.ones(2))], rate=0)
+
+
+def test_rows_without_gradient_stay_as_they_are():
+    """A clamp of 1e-30 squared is 0 in float32, and 0 · 1/√0 is NaN."""
+    weight = torch.nn.Parameter(torch.ones(4, 3))
+    optimizer = adafactor([weight])
+    for _ in range(3):
+        weight.grad = torch.zeros(4, 3)
+        weight.grad[1] = 0.5
+        optimizer.step()
+    assert torch.isfinite(weight).all()
+    assert torch.equal(weight[[0, 2, 3]], torch.ones(3, 3))
+    assert (weight[1] < 1).all()

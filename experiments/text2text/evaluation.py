@@ -1,0 +1,154 @@
+"""Predictions of a model for the examples of a task, and their scores."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fishertope.core.errors import InvalidInputError
+from fishertope.experiments.seq2seq import Seq2Seq
+from fishertope.experiments.seq2seq.decoding import beam, greedy, rank_classify, sample
+
+from .batches import Lengths
+from .formats import Example
+from .metrics import Scores
+from .tasks import Split, Task, tokenize
+from .vocabulary import Vocabulary
+
+Decoding: TypeAlias = Literal["greedy", "beam", "sample", "rank"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoder:
+    """How texts are made.
+
+    Parameters
+    ----------
+    how
+        "rank" answers with the most probable of the task's label words (encoder-decoders).
+    max_new_tokens
+        ``None`` takes the length of the targets.
+    beams, alpha, temperature, top_k, seed
+        Of beam search and sampling.
+    """
+
+    how: Decoding = "greedy"
+    max_new_tokens: int | None = None
+    beams: int = 4
+    alpha: float = 0.6
+    temperature: float = 1.0
+    top_k: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Scores, and what they were computed of."""
+
+    task: str
+    split: Split
+    scores: Scores
+    examples: Sequence[Example] = field(repr=False)
+    predictions: Sequence[str] = field(repr=False)
+
+
+def generate(
+    model: Seq2Seq, texts: Sequence[str], vocabulary: Vocabulary, *, lengths: Lengths,
+    decoder: Decoder | None = None, batch_size: int = 32, labels: Sequence[str] = (),
+) -> list[str]:  # fmt: skip
+    """A text for each input text, in their order.
+
+    The model is used in evaluation mode and its mode put back. Inputs of one batch are of
+    similar length; those of a single stack of exactly one length, since it reads no padding.
+    """
+    chosen = Decoder() if decoder is None else decoder
+    rows = [
+        tokenize({"inputs": text, "targets": ""}, vocabulary, inputs_length=lengths.inputs,
+                 targets_length=1).inputs for text in texts
+    ]  # fmt: skip
+    make = _maker(model, vocabulary, chosen, chosen.max_new_tokens or lengths.targets, labels)
+    groups: dict[int, list[int]] = defaultdict(list)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for n, i in enumerate(order):
+        groups[0 if model.config.has_encoder else len(rows[i])].append(order[n])
+    out = [""] * len(rows)
+    was = model.training
+    model.eval()
+    try:
+        for members in groups.values():
+            for start in range(0, len(members), batch_size):
+                batch = members[start : start + batch_size]
+                for i, text in zip(batch, make(_padded([rows[i] for i in batch], model)),
+                                   strict=True):  # fmt: skip
+                    out[i] = text
+    finally:
+        model.train(was)
+    return out
+
+
+def evaluate(
+    model: Seq2Seq, task: Task, vocabulary: Vocabulary, *, lengths: Lengths,
+    split: Split = "validation", decoder: Decoder | None = None, batch_size: int = 32,
+    most: int | None = None,
+) -> Evaluation:  # fmt: skip
+    """Predict the examples of a split (the first ``most`` of them) and score the predictions."""
+    examples = task.examples(split)[:most]
+    if not examples:
+        raise InvalidInputError(f"task {task.name!r} has no examples in its split {split!r}")
+    predictions = generate(
+        model, [str(e["inputs"]) for e in examples], vocabulary, lengths=lengths,
+        decoder=decoder, batch_size=batch_size, labels=task.labels,
+    )  # fmt: skip
+    return Evaluation(
+        task=task.name, split=split, scores=task.score(examples, predictions), examples=examples,
+        predictions=predictions,
+    )  # fmt: skip
+
+
+def _padded(rows: Sequence[Any], model: Seq2Seq) -> Tensor:
+    width = max(len(row) for row in rows)
+    out = np.full((len(rows), width), model.config.pad_id, dtype=np.int64)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return torch.from_numpy(out).to(model.embedding.device)
+
+
+def _maker(
+    model: Seq2Seq, vocabulary: Vocabulary, decoder: Decoder, longest: int, labels: Sequence[str]
+) -> Callable[[Tensor], list[str]]:
+    if decoder.how == "rank":
+        if not labels:
+            raise InvalidInputError('decoding "rank" needs label words; this task has none')
+        words = label_tokens(labels, vocabulary).to(model.embedding.device)
+        return lambda inputs: [labels[int(i)] for i in rank_classify(model, inputs, words)]
+    generator = torch.Generator(model.embedding.device).manual_seed(decoder.seed)
+
+    def texts(inputs: Tensor) -> list[str]:
+        if decoder.how == "beam":
+            made = beam(model, inputs, max_new_tokens=longest, beams=decoder.beams,
+                        alpha=decoder.alpha)  # fmt: skip
+        elif decoder.how == "sample":
+            made = sample(model, inputs, max_new_tokens=longest, generator=generator,
+                          temperature=decoder.temperature, top_k=decoder.top_k)  # fmt: skip
+        elif decoder.how == "greedy":
+            made = greedy(model, inputs, max_new_tokens=longest)
+        else:
+            raise InvalidInputError(
+                f"how={decoder.how!r}; accepted are 'greedy', 'beam', 'sample' and 'rank'"
+            )
+        return [vocabulary.decode(row) for row in made.tolist()]
+
+    return texts
+
+
+def label_tokens(labels: Sequence[str], vocabulary: Vocabulary) -> Tensor:
+    """Ids of each label word with its end, padded: int64 ``(classes, length)``."""
+    rows = [[*vocabulary.encode(label), vocabulary.eos_id] for label in labels]
+    width = max(len(row) for row in rows)
+    return torch.tensor([row + [vocabulary.pad_id] * (width - len(row)) for row in rows])
