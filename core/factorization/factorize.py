@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
+from typing import Any
 
 import numpy as np
 
 from ..backend import BackendChoice, Kernel, enter, thread_facts, to_numpy
 from ..errors import ConvergenceWarning, InvalidInputError, SolveFailedError
 from ..fisher.per_example import DiagonalFishers, LowRankFishers, is_sparse
+from ..fisher.ranks import Ranks, process_group
+from ..fisher.store import FisherStore
 from ..status import Callback, Status
-from ..types import Array, Device, Seed
+from ..types import Array, Device, FloatArray, Seed
 from .checkpoint import DONE, Checkpoint, checkpointed, fit_identity
-from .compress import Compression, gram_compression, worthwhile
+from .compress import compression
 from .diagonal import DiagonalProblem, solve_diagonal
 from .history import Recorder
 from .method import DiagonalNPEFF, LowRankNPEFF
@@ -22,7 +28,9 @@ from .objective import kkt_residual
 from .pals import Point, evaluate, lower_coefficients
 from .problem import LowRankProblem
 from .result import Factorization, gauge_fixed
-from .subspace import residuals, solve_pals
+from .streamed import StreamedProblem, shared_fishers
+from .subspace import residuals, solve_pals, subspace_pays
+from .team import Team
 
 ON_FAILURE = ("warn", "raise", "return")
 FINAL_SWEEPS = 2000
@@ -32,7 +40,7 @@ Init = tuple[Array, Array]
 
 
 def factorize(
-    fishers: LowRankFishers | DiagonalFishers,
+    fishers: LowRankFishers | DiagonalFishers | FisherStore,
     method: LowRankNPEFF | DiagonalNPEFF,
     *,
     seed: Seed = 0,
@@ -51,8 +59,9 @@ def factorize(
 
     Parameters
     ----------
-    fishers : LowRankFishers or DiagonalFishers
-        n Fishers with m columns, float32 or float64; diagonals may be sparse.
+    fishers : LowRankFishers, DiagonalFishers or FisherStore
+        n Fishers with m columns, float32 or float64; diagonals may be sparse. A store is read
+        shard by shard and may be larger than memory.
     method : LowRankNPEFF or DiagonalNPEFF
         Number of components, solver and its options; of the same kind as the Fishers.
     seed : int or numpy.random.Generator
@@ -110,14 +119,18 @@ def factorize(
     result = solve(fishers, method, rng, backend, device, init, callback, checkpoint)
     result = result.replace(
         seed=seed if isinstance(seed, int) else None,
-        facts={"threads": thread_facts(), "fishers": dict(fishers.facts)},
+        facts={
+            "threads": thread_facts(),
+            "fishers": dict(provenance(fishers)),
+            **result.facts,
+        },
     )
     _report_failure(result, on_failure)
     return result
 
 
 def _low_rank(
-    fishers: LowRankFishers | DiagonalFishers,
+    fishers: LowRankFishers | DiagonalFishers | FisherStore,
     method: LowRankNPEFF | DiagonalNPEFF,
     rng: np.random.Generator,
     backend: BackendChoice,
@@ -126,64 +139,94 @@ def _low_rank(
     callback: Callback | None,
     checkpoint: str | PathLike[str] | Checkpoint | None,
 ) -> Factorization:
-    if not isinstance(fishers, LowRankFishers) or not isinstance(method, LowRankNPEFF):
+    if not isinstance(fishers, LowRankFishers | FisherStore) or not isinstance(
+        method, LowRankNPEFF
+    ):
         raise InvalidInputError(
             f"{fishers} were given; LowRankNPEFF takes LowRankFishers. Make them with "
             "per_example_fishers(model, data), or use DiagonalNPEFF."
         )
-    door = enter(fishers.rows, backend=backend, device=device, kernel=Kernel.LOWRANK_PRODUCTS)
-    problem = LowRankProblem.from_fishers(
-        fishers,
-        n_components=method.n_components,
-        normalize=method.normalize,
-        backend=door.backend,
-        device=device,
-    )
-    start = None
-    if init is not None:
-        start = _checked_init(init, (len(fishers), fishers.n_columns), method, problem)
-    record = Recorder(ledger=problem.ledger, total=problem.total, callback=callback)
-    small: Compression | None = None
-    if method.compress == "gram" or (
-        method.compress == "auto" and method.solver == "pals" and worthwhile(problem)
-    ):
-        small = gram_compression(problem)
-        if start is not None:
-            start = (start[0], small.project(start[1]))
-    solve = solve_pals if method.solver == "pals" else solve_mu_gd
-    inside = problem if small is None else small.problem
-    identity = fit_identity(fishers, method, start, door.backend.name, device)
-    with checkpointed(checkpoint, identity, rng, record):
-        if record.done is not None:
-            W, G = (inside.array(record.done.arrays[name]) for name in "WG")
-            status = Status(record.done.facts["status"])
-        else:
-            point, status = solve(inside, method, rng, record, start)
-            W, G = point.W, point.G
-            record.keep(DONE, {"W": W, "G": G}, {"status": status})
-    point, gradient = _finish(inside, W, G, method, status)
-    G = point.G if small is None else small.lift(point.G)
-    W, G = gauge_fixed(to_numpy(point.W), to_numpy(G))
+    with team_of_environment() as team:
+        door, problem, norms = _opened(fishers, method, backend, device, team)
+        start = None
+        if init is not None:
+            start = _checked_init(init, (len(fishers), problem.n_columns), method, problem)
+            start = problem.own(start[0]), start[1]
+        record = Recorder(ledger=problem.ledger, total=problem.total, callback=callback)
+        team.agree("Fishers, methods or seeds", np.array(
+            [len(fishers), problem.n_columns, problem.total, method.n_components, rng_mark(rng)]
+        ))  # fmt: skip
+        identity = fit_identity(fishers, method, start, door.backend.name, device)
+        small = compression(problem, method, rng)
+        inside = problem if small is None else small.problem
+        with checkpointed(checkpoint, identity, rng, record, team.rank):
+            if record.done is not None:
+                W, G = (inside.array(record.done.arrays[name]) for name in "WG")
+                status = Status(record.done.facts["status"])
+            else:
+                if start is not None and small is not None:
+                    start = start[0], small.project(start[1])
+                solve = solve_pals if method.solver == "pals" else solve_mu_gd
+                point, status = solve(inside, method, rng, record, start)
+                W, G = point.W, point.G
+                record.keep(DONE, {"W": W, "G": G}, {"status": status})
+        if small is not None and not small.exact:
+            inside, G = problem, small.lift(W, G)
+        point, gradient = _finish(inside, W, G, method, status)
+        G = small.lift(point.W, point.G) if small is not None and small.exact else point.G
+        whole_W = team.gather(to_numpy(point.W).astype(np.float64))
+        kkt = kkt_residual(point.W, point.N, point.S**2, team)
+    W_out, G_out = gauge_fixed(whole_W, to_numpy(G))
+    facts = {} if small is None else {"compression": small.facts}
     return Factorization(
-        coefficients=door.out(W),
-        components=door.out(G),
-        norms=fishers.norms,
+        coefficients=door.out(W_out),
+        components=door.out(G_out),
+        norms=norms,
         sites=fishers.sites,
         method=method,
         status=status,
         loss=point.loss,
         total=problem.total,
         residual=gradient,
-        kkt=kkt_residual(point.W, point.N, point.S**2),
+        kkt=kkt,
         history=record.history(),
         products=problem.ledger.products,
         backend=door.backend.name,
         seed=None,
+        facts=facts if team.world == 1 else {**facts, "processes": team.world},
     )
 
 
+def _opened(
+    fishers: LowRankFishers | FisherStore,
+    method: LowRankNPEFF,
+    backend: BackendChoice,
+    device: Device,
+    team: Team,
+) -> tuple[Any, LowRankProblem, FloatArray]:
+    """The door, the problem of this process's examples, and the norms of all."""
+    options: dict[str, Any] = {
+        "n_components": method.n_components,
+        "normalize": method.normalize,
+        "device": device,
+        "team": team,
+    }
+    if isinstance(fishers, FisherStore):
+        template = np.zeros((0, 0))
+        door = enter(template, backend=backend, device=device, kernel=Kernel.LOWRANK_PRODUCTS)
+        streamed = StreamedProblem.from_store(fishers, backend=door.backend, **options)
+        norms = team.gather(streamed.norms)
+        if method.solver == "pals" and not subspace_pays(streamed, method):
+            return door, streamed.loaded(), norms
+        return door, streamed, norms
+    door = enter(fishers.rows, backend=backend, device=device, kernel=Kernel.LOWRANK_PRODUCTS)
+    part, share = shared_fishers(fishers, team)
+    problem = LowRankProblem.from_fishers(part, backend=door.backend, share=share, **options)
+    return door, problem, fishers.norms
+
+
 def _diagonal(
-    fishers: LowRankFishers | DiagonalFishers,
+    fishers: LowRankFishers | DiagonalFishers | FisherStore,
     method: LowRankNPEFF | DiagonalNPEFF,
     rng: np.random.Generator,
     backend: BackendChoice,
@@ -251,11 +294,11 @@ def _finish(
 
 
 def _check(
-    fishers: LowRankFishers | DiagonalFishers,
+    fishers: LowRankFishers | DiagonalFishers | FisherStore,
     method: LowRankNPEFF | DiagonalNPEFF,
     on_failure: str,
 ) -> None:
-    if not isinstance(fishers, LowRankFishers | DiagonalFishers):
+    if not isinstance(fishers, LowRankFishers | DiagonalFishers | FisherStore):
         raise InvalidInputError(
             f"A {type(fishers).__name__} was given; LowRankFishers or DiagonalFishers are taken. "
             "Make them with per_example_fishers(model, data) or LowRankFishers.from_rows(rows)."
@@ -269,8 +312,10 @@ def _check(
         raise InvalidInputError(
             f"on_failure={on_failure!r} was given; accepted: {', '.join(ON_FAILURE)}."
         )
-    content = fishers.rows if isinstance(fishers, LowRankFishers) else fishers.values
-    if not len(fishers) or 0 in content.shape:
+    content: Any = fishers
+    if not isinstance(fishers, FisherStore):
+        content = fishers.rows if isinstance(fishers, LowRankFishers) else fishers.values
+    if not len(fishers) or 0 in getattr(content, "shape", ()):
         raise InvalidInputError(
             f"{fishers} has nothing to factorize; give at least one example with one row."
         )
@@ -297,6 +342,26 @@ def _checked_init(
     if not finite or negative:
         raise InvalidInputError("init must be finite, and its W (and H) non-negative.")
     return W, G
+
+
+@contextmanager
+def team_of_environment() -> Iterator[Team]:
+    """The processes of one ``torchrun``, or this one alone."""
+    with process_group(Ranks.of_environment()) as group:
+        yield Team(group)
+
+
+def rng_mark(rng: np.random.Generator) -> float:
+    """A number that tells states of generators apart; nothing is drawn."""
+    return float(zlib.crc32(repr(rng.bit_generator.state).encode()))
+
+
+def provenance(fishers: LowRankFishers | DiagonalFishers | FisherStore) -> Mapping[str, Any]:
+    """Where the Fishers came from."""
+    if isinstance(fishers, FisherStore):
+        facts: Mapping[str, Any] = fishers.manifest["facts"]
+        return facts
+    return fishers.facts
 
 
 def _report_failure(result: Factorization, on_failure: str) -> None:

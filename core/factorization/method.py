@@ -10,6 +10,7 @@ from ..errors import InvalidInputError
 SOLVERS = ("pals", "mu-gd")
 DIAGONAL_SOLVERS = ("hals", "mu")
 STARTS = ("nndsvd", "random")
+COMPRESSIONS = ("auto", "gram", "projected gram", "none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +35,14 @@ class LowRankNPEFF:
     tol : float
         ("pals") Converged when the relative gradient ‖∇_G L‖/‖4(W̃∘B)ᵀA‖ and the relative KKT
         residual of W are below this, or 16 steps lower L by less than ``tol``²·T.
-    compress : {"auto", "gram", "none"}
+    compress : {"auto", "gram", "projected gram", "none"}
         "gram": replace A by Â (h, d) with ÂÂᵀ = AAᵀ first, which changes nothing in the loss;
-        "auto" does so for "pals" when there are fewer rows than a quarter of the columns.
+        "projected gram": project A to ``projection_dim`` columns before that, which keeps inner
+        products approximately, and lift the components at the end; "auto": "gram" when there are
+        fewer rows than a quarter of the columns, except for "mu-gd". What was done is in
+        ``facts["compression"]`` of the result.
+    projection_dim : int
+        Columns that "projected gram" projects to.
     subspace : bool
         ("pals") Solve in a growing subspace of the row space (exact at every step) instead of
         taking each step with full-size products.
@@ -68,6 +74,7 @@ class LowRankNPEFF:
     max_steps: int = 200
     tol: float = 1e-4
     compress: str = "auto"
+    projection_dim: int = 2048
     subspace: bool = True
     sweeps: int = 3
     step_size: float = 1e-3
@@ -82,9 +89,10 @@ class LowRankNPEFF:
             max_steps=(self.max_steps, 1),
             sweeps=(self.sweeps, 1),
             components_only_steps=(self.components_only_steps, 0),
+            projection_dim=(self.projection_dim, 1),
         )
         _check_choice("solver", self.solver, SOLVERS)
-        _check_choice("compress", self.compress, ("auto", "gram", "none"))
+        _check_choice("compress", self.compress, COMPRESSIONS)
         _check_at_least_zero(tol=self.tol)
         if not self.step_size > 0.0:
             raise InvalidInputError(

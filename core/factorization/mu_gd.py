@@ -33,7 +33,7 @@ def solve_mu_gd(
     """Run the fixed number of steps; there is no stopping rule but divergence."""
     xp, r = problem.xp, method.n_components
     if init is None:
-        W = problem.array(1.0 - rng.random((problem.n_examples, r)))
+        W = problem.array(problem.own(1.0 - rng.random((problem.share.n, r))))
         spread = (2.0 / (r * problem.n_columns)) ** 0.5
         G = problem.array(rng.normal(0.0, spread, (r, problem.n_columns)))
     else:
@@ -58,7 +58,7 @@ def solve_mu_gd(
                 H = xp.astype(S * S, W.dtype)
                 W = W * N / (xp.matmul(W, H) + EPSILON)
             pullback = problem.pullback(W, B)
-            gradient = component_gradient(W, G, S, pullback)
+            gradient = component_gradient(W, G, S, pullback, problem.team)
             G = G - method.step_size * gradient
             if (step + 1) % LOSS_EVERY == 0:
                 point = evaluate(problem, W, G)

@@ -20,12 +20,13 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from ..types import Array, FloatArray
+from .team import ALONE, Team
 
 
-def inner(x: Array, y: Array) -> float:
-    """⟨x, y⟩ = Σ x∘y, accumulated in float64 whatever the dtype of the arrays."""
+def inner(x: Array, y: Array, team: Team = ALONE) -> float:
+    """⟨x, y⟩ = Σ x∘y, accumulated in float64 whatever the dtype; of all processes' examples."""
     xp = array_namespace(x, y)
-    return float(xp.sum(x * y, dtype=xp.float64))
+    return team.add(float(xp.sum(x * y, dtype=xp.float64)))
 
 
 def gram(x: Array, y: Array | None = None) -> Array:
@@ -35,15 +36,15 @@ def gram(x: Array, y: Array | None = None) -> Array:
     return xp.astype(product, xp.float64)
 
 
-def coefficient_gram(W: Array) -> Array:
-    """V = WᵀW (r, r) in float64."""
+def coefficient_gram(W: Array, team: Team = ALONE) -> Array:
+    """V = WᵀW (r, r) in float64, over the examples of all processes."""
     xp = array_namespace(W)
-    return xp.astype(xp.matmul(W.T, W), xp.float64)
+    return team.sum(xp.astype(xp.matmul(W.T, W), xp.float64))
 
 
-def loss_value(total: float, W: Array, N: Array, S: Array) -> float:
+def loss_value(total: float, W: Array, N: Array, S: Array, team: Team = ALONE) -> float:
     """L = T − 2⟨W, N⟩ + ⟨WᵀW, S∘S⟩."""
-    return total - 2.0 * inner(W, N) + inner(coefficient_gram(W), S * S)
+    return total - 2.0 * inner(W, N, team) + inner(coefficient_gram(W, team), S * S)
 
 
 def coefficient_gradient(W: Array, N: Array, S: Array) -> Array:
@@ -52,28 +53,36 @@ def coefficient_gradient(W: Array, N: Array, S: Array) -> Array:
     return 2.0 * (xp.matmul(W, xp.astype(S * S, W.dtype)) - N)
 
 
-def component_gradient(W: Array, G: Array, S: Array, pullback: Array) -> Array:
+def component_gradient(W: Array, G: Array, S: Array, pullback: Array, team: Team = ALONE) -> Array:
     """∇_G L = 4[(V∘S)G − pullback] (r, m), where pullback = (W̃∘B)ᵀA."""
     xp = array_namespace(G)
-    M = coefficient_gram(W) * S
+    M = coefficient_gram(W, team) * S
     return 4.0 * (xp.matmul(xp.astype(M, G.dtype), G) - pullback)
 
 
 def line_coefficients(
-    total: float, W: Array, N: Array, N1: Array, N2: Array, S: Array, P: Array, R: Array
+    total: float,
+    W: Array,
+    N: Array,
+    N1: Array,
+    N2: Array,
+    S: Array,
+    P: Array,
+    R: Array,
+    team: Team = ALONE,
 ) -> FloatArray:
     """Coefficients (c₀, c₁, c₂, c₃, c₄) of L(W, G + tD) = Σ_j c_j t^j in float64.
 
     c₀ = T − 2⟨W,N⟩ + ⟨V,S∘S⟩;  c₁ = −2⟨W,N₁⟩ + 2⟨V,S∘Q⟩;
     c₂ = −2⟨W,N₂⟩ + ⟨V,Q∘Q + 2S∘R⟩;  c₃ = 2⟨V,Q∘R⟩;  c₄ = ⟨V,R∘R⟩ ≥ 0.
     """
-    V = coefficient_gram(W)
+    V = coefficient_gram(W, team)
     Q = P + P.T
     return np.array(
         [
-            total - 2.0 * inner(W, N) + inner(V, S * S),
-            -2.0 * inner(W, N1) + 2.0 * inner(V, S * Q),
-            -2.0 * inner(W, N2) + inner(V, Q * Q + 2.0 * S * R),
+            total - 2.0 * inner(W, N, team) + inner(V, S * S),
+            -2.0 * inner(W, N1, team) + 2.0 * inner(V, S * Q),
+            -2.0 * inner(W, N2, team) + inner(V, Q * Q + 2.0 * S * R),
             2.0 * inner(V, Q * R),
             inner(V, R * R),
         ]
@@ -99,7 +108,7 @@ def minimise_quartic(c: FloatArray) -> tuple[float, float]:
     return best_t, float(c[0]) + best
 
 
-def kkt_residual(W: Array, N: Array, H: Array) -> float:
+def kkt_residual(W: Array, N: Array, H: Array, team: Team = ALONE) -> float:
     """How far W is from optimal for fixed Gram H and targets N, relative to the size of N.
 
     With ∇ = 2(WH − N): max(max|W∘∇|/max W, −min ∇) / (2 max|N|), which is zero exactly when W ≥ 0,
@@ -107,19 +116,21 @@ def kkt_residual(W: Array, N: Array, H: Array) -> float:
     """
     xp = array_namespace(W)
     gradient = 2.0 * (xp.matmul(W, xp.astype(H, W.dtype)) - N)
-    top = float(xp.max(W)) if W.shape[0] else 0.0
-    size = 2.0 * float(xp.max(xp.abs(N))) if W.shape[0] else 0.0
+    some = W.shape[0] > 0
+    top = team.most(float(xp.max(W)) if some else 0.0)
+    size = 2.0 * team.most(float(xp.max(xp.abs(N))) if some else 0.0)
     if top == 0.0 or size == 0.0:
         return 0.0
-    complementarity = float(xp.max(xp.abs(W * gradient))) / top
-    return max(complementarity, -float(xp.min(gradient)), 0.0) / size
+    complementarity = float(xp.max(xp.abs(W * gradient))) / top if some else 0.0
+    below = -float(xp.min(gradient)) if some else 0.0
+    return team.most(max(complementarity, below, 0.0)) / size
 
 
-def removal_costs(W: Array, N: Array, S: Array) -> FloatArray:
+def removal_costs(W: Array, N: Array, S: Array, team: Team = ALONE) -> FloatArray:
     """Rise of L when component k alone is removed (r,): 2⟨W_k,N_k⟩ − 2Σ_l V_kl H_kl + V_kk H_kk."""
     from ..backend import to_numpy
 
     xp = array_namespace(W)
-    VH = to_numpy(coefficient_gram(W) * S * S)
-    linear = to_numpy(xp.sum(W * N, axis=0, dtype=xp.float64))
+    VH = to_numpy(coefficient_gram(W, team) * S * S)
+    linear = to_numpy(team.sum(xp.sum(W * N, axis=0, dtype=xp.float64)))
     return np.asarray(2.0 * linear - 2.0 * VH.sum(axis=1) + np.diag(VH))

@@ -62,7 +62,7 @@ def evaluate(problem: LowRankProblem, W: Array, G: Array) -> Point:
     """The point at (W, G); one data product."""
     B, N = problem.products(G)
     S = gram(G)
-    return Point(W, G, B, N, S, loss_value(problem.total, W, N, S))
+    return Point(W, G, B, N, S, loss_value(problem.total, W, N, S, problem.team))
 
 
 def lower_coefficients(
@@ -70,7 +70,7 @@ def lower_coefficients(
 ) -> Point:
     """W by coordinate descent for fixed G; never raises the loss, no data product."""
     W = problem.solve_coefficients(point.S, point.N, point.W, sweeps=sweeps, tol=tol)
-    loss = loss_value(problem.total, W, point.N, point.S)
+    loss = loss_value(problem.total, W, point.N, point.S, problem.team)
     if not loss <= point.loss:
         return point
     return Point(W, point.G, point.B, point.N, point.S, loss)
@@ -85,7 +85,7 @@ def newton_direction(
     """
     xp = problem.xp
     pullback = problem.pullback(point.W[:, frozen:], point.B[:, frozen:])
-    whole = coefficient_gram(point.W) * point.S
+    whole = coefficient_gram(point.W, problem.team) * point.S
     M = whole[frozen:, frozen:]
     gradient = xp.matmul(xp.astype(whole[frozen:], pullback.dtype), point.G) - pullback
     size = inner(pullback, pullback)
@@ -102,7 +102,7 @@ def line_step(problem: LowRankProblem, point: Point, D: Array) -> Point:
     """The exact minimiser of L along D; one data product; the same point if nothing is lower."""
     E, N1, N2 = problem.line(point.B, D)
     P, R = gram(point.G, D), gram(D)
-    c = line_coefficients(problem.total, point.W, point.N, N1, N2, point.S, P, R)
+    c = line_coefficients(problem.total, point.W, point.N, N1, N2, point.S, P, R, problem.team)
     t, loss = minimise_quartic(c)
     if t == 0.0 or not loss < point.loss:
         return point

@@ -7,14 +7,18 @@ the cost. All solvers work through this class.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
+
+import numpy as np
 
 from ..backend import Backend, Kernel, to_backend
 from ..errors import InvalidInputError
 from ..fisher.per_example import LowRankFishers, frobenius_norms
 from ..types import Array, Device, FloatArray, IntArray
+from .team import ALONE, Share, Team
 
 
 @dataclass(slots=True)
@@ -46,13 +50,18 @@ class LowRankProblem:
     Attributes
     ----------
     rows, offsets : arrays of the backend
+        Of this process's examples.
     total : float
-        T of the rows that are kept (float64).
+        T of the rows that are kept (float64), over all processes.
     squares : float64 NumPy array (n,)
         ‖A_iA_iᵀ‖²_F of each example.
     backend : Backend
     ledger : Ledger
-        Shared by a problem and its restrictions.
+        Shared by a problem and its restrictions; counts this process's products.
+    share : Share
+        Which examples are here.
+    team : Team
+        The processes that share the examples.
     """
 
     rows: Array
@@ -61,6 +70,8 @@ class LowRankProblem:
     squares: FloatArray
     backend: Backend
     ledger: Ledger
+    share: Share
+    team: Team = ALONE
 
     @classmethod
     def from_fishers(
@@ -71,6 +82,8 @@ class LowRankProblem:
         normalize: bool,
         backend: Backend,
         device: Device = None,
+        share: Share | None = None,
+        team: Team = ALONE,
     ) -> LowRankProblem:
         """Normalise (each complete Fisher to norm one) and bring to the backend, once.
 
@@ -82,12 +95,9 @@ class LowRankProblem:
         started = perf_counter()
         used = fishers.normalized() if normalize else fishers
         squares = frobenius_norms(used.rows, used.offsets) ** 2
-        total = float(squares.sum())
-        if not total > 0.0:
-            raise InvalidInputError(
-                f"All {len(fishers)} Fishers are zero, so there is nothing to factorize. Check "
-                "that the model's outputs depend on the parameters that were selected."
-            )
+        n, h = len(fishers), int(used.rows.shape[0])
+        share = Share(0, n, 0, h) if share is None else share
+        total = checked_total(team.add(float(squares.sum())), share.n)
         rows = to_backend(used.rows, backend, device=device)
         return cls(
             rows=rows,
@@ -96,6 +106,8 @@ class LowRankProblem:
             squares=squares,
             backend=backend,
             ledger=Ledger(columns=int(rows.shape[1]), components=n_components, started=started),
+            share=share,
+            team=team,
         )
 
     @property
@@ -118,6 +130,27 @@ class LowRankProblem:
         moved = to_backend(x, self.backend, device=getattr(self.rows, "device", None))
         return self.xp.astype(moved, self.rows.dtype)
 
+    def own(self, x: FloatArray) -> FloatArray:
+        """The rows of ``x`` (n, ...) that belong to this process's examples."""
+        return x[self.share.first : self.share.first + self.n_examples]
+
+    def map_rows(self, function: Callable[[Array], Array]) -> Array:
+        """``function`` of the rows (k, m) → (k, d), all at once or block by block."""
+        return function(self.rows)
+
+    def empty_row(self) -> Array:
+        """Zeros (m,)."""
+        device = getattr(self.rows, "device", None)
+        return self.xp.zeros(self.n_columns, dtype=self.rows.dtype, device=device)
+
+    def with_rows(self, rows: Array) -> LowRankProblem:
+        """The problem over other columns whose inner products are the same."""
+        return replace(self, rows=rows)
+
+    def wants_subspace(self, asked: bool) -> bool:
+        """Whether to solve in a growing subspace, where that pays."""
+        return asked
+
     def products(self, G: Array) -> tuple[Array, Array]:
         """B = AGᵀ (h, r) and N (n, r); one data product."""
         self.ledger.add(self.n_columns * G.shape[0])
@@ -125,9 +158,10 @@ class LowRankProblem:
         return B, N
 
     def pullback(self, W: Array, B: Array) -> Array:
-        """(W̃∘B)ᵀA (r, m); one data product."""
+        """(W̃∘B)ᵀA (r, m) over all processes; one data product."""
         self.ledger.add(self.n_columns * W.shape[1])
-        return self.backend.raw(Kernel.LOWRANK_PULLBACK)(self.rows, self.offsets, W, B)
+        pull = self.backend.raw(Kernel.LOWRANK_PULLBACK)
+        return self.team.sum(pull(self.rows, self.offsets, W, B))
 
     def line(self, B: Array, D: Array) -> tuple[Array, Array, Array]:
         """E = ADᵀ (h, r), N₁ = 2ΣB∘E and N₂ = ΣE∘E (n, r); one data product."""
@@ -135,17 +169,56 @@ class LowRankProblem:
         E, N1, N2 = self.backend.raw(Kernel.LOWRANK_LINE)(self.rows, self.offsets, B, D)
         return E, N1, N2
 
+    def mix_rows(self, Z: FloatArray | Array) -> Array:
+        """ZA (k, m) over the rows of all processes, for Z (k, h); k/r data products."""
+        self.ledger.add(self.n_columns * Z.shape[0])
+        mine = Z[:, self.share.first_row : self.share.first_row + int(self.offsets[-1])]
+        return self.team.sum(self._mixed(self.array(mine)))
+
+    def _mixed(self, Z: Array) -> Array:
+        return self.xp.matmul(Z, self.rows)
+
+    def row_gram(self) -> Array:
+        """K = AAᵀ (h, h) in float64, of a team of one; h/r data products."""
+        self.ledger.add(self.n_columns * self.share.h)
+        return self.xp.astype(self.xp.matmul(self.rows, self.rows.T), self.xp.float64)
+
+    def column_gram(self) -> Array:
+        """AᵀA (m, m) in float64 over all processes; m/r data products."""
+        self.ledger.add(self.n_columns * self.n_columns)
+        gram = self.xp.astype(self.xp.matmul(self.rows.T, self.rows), self.xp.float64)
+        return self.team.sum(gram)
+
     def solve_coefficients(
         self, S: Array, N: Array, start: Array, *, sweeps: int, tol: float = 0.0
     ) -> Array:
         """Lower L in W ≥ 0 by coordinate descent over the shared Gram H = S∘S."""
-        H = self.xp.astype(S * S, self.rows.dtype)
+        H = self.xp.astype(S * S, start.dtype)
         return self.backend.raw(Kernel.NNLS_GRAM)(H, N, start, sweeps=sweeps, tol=tol)
 
     def restrict(self, basis: Array) -> LowRankProblem:
         """The problem for G = Ĝ·basis; ``basis`` (d, m) has orthonormal rows."""
         self.ledger.add(self.n_columns * basis.shape[0])
-        return replace(self, rows=self.xp.matmul(self.rows, basis.T))
+        return self.with_rows(self._restricted(basis))
+
+    def _restricted(self, basis: Array) -> Array:
+        return self.xp.matmul(self.rows, basis.T)
+
+    def take_rows(self, picked: IntArray) -> Array:
+        """Some rows (s, m), by their numbers over all processes."""
+        if self.team.world == 1:
+            return self._taken(picked)
+        mine = picked - self.share.first_row
+        here = np.flatnonzero((mine >= 0) & (mine < int(self.offsets[-1])))
+        device = _device(self.rows)
+        shape = (len(picked), self.n_columns)
+        out = self.xp.zeros(shape, dtype=self.rows.dtype, device=device)
+        if len(here):
+            out[to_backend(here, self.backend, device=device)] = self._taken(mine[here])
+        return self.team.sum(out)
+
+    def _taken(self, picked: IntArray) -> Array:
+        return self.rows[to_backend(picked, self.backend, device=_device(self.rows))]
 
     def sample_basis(self, dimension: int, picked: IntArray) -> Array:
         """Leading ``dimension`` right singular vectors of some rows, from their small Gram.
@@ -157,8 +230,8 @@ class LowRankProblem:
         picked : int64 array (s,)
             Which rows to look at.
         """
-        sample = self.rows[to_backend(picked, self.backend, device=_device(self.rows))]
-        share = len(picked) / max(1, int(self.rows.shape[0]))
+        sample = self.take_rows(picked)
+        share = len(picked) / max(1, self.share.h)
         self.ledger.add(share * self.n_columns * len(picked))
         return row_space(sample, dimension, self.xp, ledger=self.ledger, share=share)
 
@@ -166,6 +239,16 @@ class LowRankProblem:
         """A_i (ρ_i, m)."""
         start, stop = int(self.offsets[i]), int(self.offsets[i + 1])
         return self.rows[start:stop]
+
+
+def checked_total(total: float, n: int) -> float:
+    """T, or the error that there is nothing to factorize."""
+    if not total > 0.0:
+        raise InvalidInputError(
+            f"All {n} Fishers are zero, so there is nothing to factorize. Check "
+            "that the model's outputs depend on the parameters that were selected."
+        )
+    return total
 
 
 def row_space(

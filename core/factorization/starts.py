@@ -20,10 +20,9 @@ def random_start(problem: LowRankProblem, r: int, rng: np.random.Generator) -> t
     the coordinates that the columns are written in. One data product, one more for the scale.
     """
     xp = problem.xp
-    Z = problem.array(rng.standard_normal((r, int(problem.rows.shape[0]))))
-    problem.ledger.add(problem.n_columns * r)
-    G = unit_rows(xp.matmul(Z, problem.rows), xp)
-    W = problem.array(1.0 - rng.random((problem.n_examples, r)))
+    Z = rng.standard_normal((r, problem.share.h))
+    G = unit_rows(problem.mix_rows(Z), xp)
+    W = problem.array(problem.own(1.0 - rng.random((problem.share.n, r))))
     return scaled(problem, W, G), G
 
 
@@ -31,8 +30,8 @@ def scaled(problem: LowRankProblem, W: Array, G: Array) -> Array:
     """αW with the α ≥ 0 that minimises L(αW, G); one data product."""
     _, N = problem.products(G)
     S = gram(G)
-    bottom = inner(coefficient_gram(W), S * S)
-    alpha = inner(W, N) / bottom if bottom > 0 else 0.0
+    bottom = inner(coefficient_gram(W, problem.team), S * S)
+    alpha = inner(W, N, problem.team) / bottom if bottom > 0 else 0.0
     return W * alpha
 
 
@@ -53,28 +52,36 @@ def anchor_start(
     purity : float
         Exponent of the purity weight; 0 ignores purity.
     """
-    xp = problem.xp
-    vectors, pure = leading_directions(problem, candidates)
+    xp, team = problem.xp, problem.team
+    mine = candidates - problem.share.first
+    mine = mine[(mine >= 0) & (mine < problem.n_examples)]
+    vectors, pure = leading_directions(problem, mine)
     weight = np.sqrt(pure**purity)
     residual = pure**purity * (pure > 0)
-    factor = np.zeros((len(candidates), r))
-    pivots: list[int] = []
+    factor = np.zeros((len(mine), r))
+    picked: list[Array] = []
     for j in range(min(r, len(candidates))):
-        pivot = int(np.argmax(residual))
-        if residual[pivot] <= 1e-12:
+        # argmax takes the first of equal values; ties are settled the same way everywhere.
+        value, pivot = team.best(residual)
+        if value <= 1e-12:
             break
-        problem.ledger.add(problem.n_columns * len(candidates) / max(1, problem.rows.shape[0]))
-        cosine = to_numpy(xp.matmul(vectors, vectors[pivot])).astype(np.float64)
-        column = weight * weight[pivot] * cosine**2 - factor[:, :j] @ factor[pivot, :j]
-        factor[:, j] = column / np.sqrt(residual[pivot])
+        problem.ledger.add(problem.n_columns * len(candidates) / max(1, problem.share.h))
+        here = pivot >= 0
+        vector = vectors[pivot] if here else problem.empty_row()
+        own = np.append(factor[pivot], weight[pivot]) if here else np.zeros(r + 1)
+        vector, told = team.sum(vector), to_numpy(team.sum(own))
+        cosine = to_numpy(xp.matmul(vectors, vector)).astype(np.float64)
+        column = weight * told[r] * cosine**2 - factor[:, :j] @ told[:j]
+        factor[:, j] = column / np.sqrt(value)
         residual = np.maximum(residual - factor[:, j] ** 2, 0.0)
-        residual[pivot] = 0.0
-        pivots.append(pivot)
-    if not pivots:
-        pivots = [0]
-    G = vectors[problem_index(problem, np.array(pivots))]
-    if len(pivots) < r:
-        mix = np.cos(np.outer(np.arange(1, r - len(pivots) + 1), np.arange(1, len(pivots) + 1)))
+        if here:
+            residual[pivot] = 0.0
+        picked.append(vector)
+    if not picked:
+        picked = [problem.empty_row()]
+    G = xp.stack(picked)
+    if len(picked) < r:
+        mix = np.cos(np.outer(np.arange(1, r - len(picked) + 1), np.arange(1, len(picked) + 1)))
         G = xp.concat([G, unit_rows(xp.matmul(problem.array(mix), G), xp)], axis=0)
     W = problem.array(np.ones((problem.n_examples, r)))
     return scaled(problem, W, G), G
@@ -105,6 +112,8 @@ def leading_directions(problem: LowRankProblem, examples: IntArray) -> tuple[Arr
             mix[live] = vectors[live, :, -1] / np.sqrt(values[live, -1:])
             pure[chosen[live]] = values[live, -1] / np.linalg.norm(values[live], axis=1)
         blocks.append(xp.matmul(problem.array(mix)[:, None, :], A)[:, 0, :])
+    if not blocks:
+        return problem.rows[:0], pure
     back = np.argsort(np.concatenate(order))
     return xp.concat(blocks, axis=0)[problem_index(problem, back)], pure
 
@@ -117,7 +126,7 @@ def revive(problem: LowRankProblem, point: Point, *, sweeps: int, frozen: int = 
     each dead component takes another example. The change is kept only where the loss falls. The
     first ``frozen`` components stay.
     """
-    costs = removal_costs(point.W, point.N, point.S)
+    costs = removal_costs(point.W, point.N, point.S, problem.team)
     costs[:frozen] = np.inf
     dead = np.flatnonzero(costs < DEAD * problem.total)
     if not len(dead):
@@ -126,7 +135,7 @@ def revive(problem: LowRankProblem, point: Point, *, sweeps: int, frozen: int = 
     W, N = to_numpy(point.W).astype(np.float64), to_numpy(point.N).astype(np.float64)
     H = to_numpy(point.S * point.S)
     misfit = problem.squares - 2.0 * (W * N).sum(1) + ((W @ H) * W).sum(1)
-    worst = np.argsort(-misfit)[: len(dead)]
+    worst = np.argsort(-problem.team.gather(misfit))[: len(dead)]
     keep = np.setdiff1d(np.arange(W.shape[1]), dead)
     new = [residual_direction(problem, point, int(i)) for i in worst]
     new += [point.G[int(k)] for k in dead[len(new) :]]
@@ -145,9 +154,20 @@ DEAD = 1e-6
 
 
 def residual_direction(problem: LowRankProblem, point: Point, i: int) -> Array:
-    """Unit vector v in the span of A_i that maximises vᵀ(F_i − Σ_k W_ik g_kg_kᵀ)v."""
+    """Unit vector v in the span of A_i that maximises vᵀ(F_i − Σ_k W_ik g_kg_kᵀ)v.
+
+    ``i`` counts the examples of all processes.
+    """
+    i -= problem.share.first
+    here = 0 <= i < problem.n_examples
+    return problem.team.sum(_own_direction(problem, point, i) if here else problem.empty_row())
+
+
+def _own_direction(problem: LowRankProblem, point: Point, i: int) -> Array:
     xp = problem.xp
     A = problem.example_rows(i)
+    if not A.shape[0]:
+        return problem.empty_row()
     values, vectors = np.linalg.eigh(to_numpy(xp.matmul(A, A.T)).astype(np.float64))
     keep = values > 1e-12 * values[-1]
     values, vectors = values[keep], vectors[:, keep]

@@ -93,8 +93,15 @@ def subspace_from(problem: LowRankProblem, arrays: Mapping[str, Any]) -> Subspac
     """The subspace of :func:`subspace_state`, bit for bit."""
     if "basis" not in arrays:
         return None
-    inside = replace(problem, rows=problem.array(arrays["inside"]))
+    inside = problem.with_rows(problem.array(arrays["inside"]))
     return Subspace(problem.array(arrays["basis"]), inside)
+
+
+def subspace_pays(problem: LowRankProblem, method: LowRankNPEFF) -> bool:
+    """Whether the problem is much larger than the first subspace."""
+    smaller = min(problem.share.h, problem.n_columns)
+    large = smaller >= WORTHWHILE * FIRST_DIMENSION * method.n_components
+    return problem.wants_subspace(method.subspace) and large
 
 
 def first_subspace(
@@ -107,11 +114,10 @@ def first_subspace(
 
     ``None`` if the problem is small already.
     """
-    r = method.n_components
-    dimension = FIRST_DIMENSION * r
-    h, m = (int(s) for s in problem.rows.shape)
-    if not method.subspace or min(h, m) < WORTHWHILE * dimension:
+    if not subspace_pays(problem, method):
         return None
+    dimension = FIRST_DIMENSION * method.n_components
+    h = problem.share.h
     picked = np.sort(rng.choice(h, size=min(h, 4 * dimension), replace=False)).astype(np.int64)
     basis = problem.sample_basis(dimension, picked)
     if init is not None:
@@ -128,7 +134,7 @@ def best_start(
     init: tuple[Array, Array] | None,
 ) -> Point:
     """Run each start briefly and keep the lowest; ``init`` replaces the starts."""
-    r, n = method.n_components, problem.n_examples
+    r, n = method.n_components, problem.share.n
     if init is not None:
         W, G = init
         if space is not None:
@@ -227,7 +233,7 @@ def refine(
         before = point.loss
         full = replace(point, G=problem.xp.matmul(point.G, space.basis))
         D, residual = newton_direction(problem, full, frozen=frozen)
-        kkt = kkt_residual(point.W, point.N, point.S**2)
+        kkt = kkt_residual(point.W, point.N, point.S**2, problem.team)
         if max(residual, kkt) <= method.tol:
             return space, point, Status.CONVERGED
         space, point = grow(problem, space, point, D, method.n_components)
@@ -286,8 +292,8 @@ def outside(D: Array, Q: Array, xp: Any) -> Array:
 def residuals(problem: LowRankProblem, point: Point, *, frozen: int = 0) -> float:
     """The larger of the relative gradient in G and the relative KKT residual of W."""
     pullback = problem.pullback(point.W, point.B)
-    gradient = component_gradient(point.W, point.G, point.S, pullback)[frozen:]
+    gradient = component_gradient(point.W, point.G, point.S, pullback, problem.team)[frozen:]
     pullback = pullback[frozen:]
     size = 4.0 * inner(pullback, pullback) ** 0.5
     relative = inner(gradient, gradient) ** 0.5 / size if size > 0 else 0.0
-    return max(relative, kkt_residual(point.W, point.N, point.S**2))
+    return max(relative, kkt_residual(point.W, point.N, point.S**2, problem.team))
