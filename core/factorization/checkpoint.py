@@ -28,6 +28,7 @@ from ..storage.facts import plain
 from ..types import Array, NumpyArray
 from .history import Recorder
 from .method import DiagonalNPEFF, LowRankNPEFF
+from .team import ALONE, Share, Team
 
 KIND = "factorization checkpoint"
 HISTORY = "history"
@@ -43,7 +44,8 @@ class Checkpoint:
     ----------
     path : path
         One file, replaced atomically. The same call resumes from it; once the fit is finished, the
-        same call returns its result at once. Under ``torchrun`` process k > 0 writes ``path``.k.
+        same call returns its result at once. Under ``torchrun`` the first process writes it, and
+        all of them read it.
     seconds : float
         At least so long between two writes; 0 writes at every opportunity.
 
@@ -74,50 +76,47 @@ class State:
 
 @dataclass(slots=True, eq=False)
 class Saver:
-    """Writes the states that a solver offers, and hands out the one that was found."""
+    """Writes the states that a solver offers, and hands out the one that was found.
+
+    Arrays called W, B, N or "inside" have one row for each example or row of this process; those of
+    all processes are written together.
+    """
 
     checkpoint: Checkpoint
     identity: dict[str, Any]
     rng: np.random.Generator
     record: Recorder
+    team: Team = ALONE
     found: State | None = None
     _pending: State | None = None
     _snapshot: dict[str, Any] = field(default_factory=dict)
     _written: float = field(default_factory=time.monotonic)
 
-    def restore(self) -> None:
+    def restore(self, share: Share | None) -> None:
         """Read the file if there is one: generator, history and :attr:`found`.
 
         Raises
         ------
         InvalidInputError
-            The checkpoint belongs to another fit; the message says what differs.
+            The checkpoint belongs to another fit; the message says what differs. Or only some of
+            the processes see it.
         CorruptFileError
             Damaged, or not a checkpoint of this version.
         """
         path = Path(self.checkpoint.path)
+        self.team.agree(f"views of {os.fspath(path)}", np.array([float(path.is_file())]))
         if not path.is_file():
             return
         arrays, facts = load_arrays(path, kind=KIND)
-        identity = plain(self.identity)
-        if facts.get("identity") != identity:
-            old = facts.get("identity", {})
-            keys = sorted(set(old) | set(identity)) if isinstance(old, dict) else []
-            changed = [
-                f"{k}: {str(old.get(k))[:80]}, now {str(identity.get(k))[:80]}"
-                for k in keys
-                if old.get(k) != identity.get(k)
-            ]
-            raise InvalidInputError(
-                f"{os.fspath(path)} is the checkpoint of another fit ({'; '.join(changed[:3])}). "
-                "Give the same arguments to resume it, or another path for this fit."
-            )
+        _check_identity(path, facts.get("identity"), plain(self.identity))
         try:
             self.rng.bit_generator.state = json.loads(facts["rng"])
             self.record.restore(arrays.pop(HISTORY), facts["record"])
-            arrays |= {k: arrays[k].T for k in facts["turned"]}
+            if share is not None:
+                arrays = {k: _own(k, x, share, facts["sizes"]) for k, x in arrays.items()}
+            arrays |= {k: np.asfortranarray(arrays[k]) for k in facts["turned"]}
             self.found = State(str(facts["stage"]), arrays, dict(facts["state"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, IndexError) as error:
             raise CorruptFileError(
                 f"{os.fspath(path)}: the contents are no checkpoint of ours ({error}). Delete it "
                 "and run the same call again."
@@ -131,32 +130,73 @@ class Saver:
             "record": self.record.state(),
             "entries": len(self.record.entries),
         }
-        if time.monotonic() - self._written >= self.checkpoint.seconds:
+        due = time.monotonic() - self._written >= self.checkpoint.seconds or stage == DONE
+        if self.team.most(float(due and self.team.rank == 0)) > 0.0:
             self.flush()
 
     def flush(self) -> None:
-        """Write the state that was offered last, if it is not on the disk."""
+        """Write the state that was offered last, if it is not on the disk; in every process."""
         if self._pending is None:
             return
         state, snapshot = self._pending, dict(self._snapshot)
-        table = self.record.table()[: snapshot.pop("entries")]
         arrays: dict[str, NumpyArray] = {k: to_numpy(v) for k, v in state.arrays.items()}
         # The order of the axes in memory decides which products BLAS forms, and so their last bits.
         turned = [k for k, x in arrays.items() if x.flags.fnc]
-        arrays |= {k: arrays[k].T for k in turned}
-        save_arrays(
-            self.checkpoint.path,
-            {**arrays, HISTORY: table},
-            {
-                "identity": self.identity,
-                "stage": state.stage,
-                "state": dict(state.facts),
-                "turned": turned,
-                **snapshot,
-            },
-            kind=KIND,
-        )
+        sizes = {k: len(arrays[k]) for k in LOCAL if k in arrays}
+        if self.team.world > 1:
+            for k, n in sizes.items():
+                told = self.team.gather(np.array([float(n)]))
+                sizes[k] = [int(t) for t in told]  # type: ignore[assignment]
+                whole = self.team.gather(arrays[k].astype(np.float64))
+                arrays[k] = whole.astype(arrays[k].dtype)
+        if self.team.rank == 0:
+            table = self.record.table()[: snapshot.pop("entries")]
+            save_arrays(
+                self.checkpoint.path,
+                {**arrays, HISTORY: table},
+                {
+                    "identity": self.identity,
+                    "stage": state.stage,
+                    "state": dict(state.facts),
+                    "turned": turned,
+                    "sizes": sizes,
+                    **snapshot,
+                },
+                kind=KIND,
+            )
         self._pending, self._written = None, time.monotonic()
+
+
+LOCAL = ("W", "B", "N", "inside")
+
+
+def _own(name: str, x: NumpyArray, share: Share, sizes: Mapping[str, Any]) -> NumpyArray:
+    """The rows of a gathered array that belong to this process."""
+    told = sizes.get(name)
+    if not isinstance(told, list):
+        return x
+    edges = np.concatenate([[0], np.cumsum(told)])
+    first = share.first if name in ("W", "N") else share.first_row
+    part = int(np.flatnonzero(edges == first)[0])
+    # Processes without an example share an edge with the next one.
+    while part + 1 < len(told) and told[part] == 0:
+        part += 1
+    return x[edges[part] : edges[part + 1]]
+
+
+def _check_identity(path: Path, old: Any, identity: Mapping[str, Any]) -> None:
+    if old == identity:
+        return
+    old = old if isinstance(old, dict) else {}
+    changed = [
+        f"{k}: {str(old.get(k))[:80]}, now {str(identity.get(k))[:80]}"
+        for k in sorted(set(old) | set(identity))
+        if old.get(k) != identity.get(k)
+    ]
+    raise InvalidInputError(
+        f"{os.fspath(path)} is the checkpoint of another fit ({'; '.join(changed[:3])}). "
+        "Give the same arguments to resume it, or another path for this fit."
+    )
 
 
 @contextmanager
@@ -165,7 +205,8 @@ def checkpointed(
     identity: Callable[[], Mapping[str, Any]],
     rng: np.random.Generator,
     record: Recorder,
-    rank: int = 0,
+    team: Team = ALONE,
+    share: Share | None = None,
 ) -> Iterator[None]:
     """Resume what the file holds, and write the last offered state on every exit.
 
@@ -186,17 +227,21 @@ def checkpointed(
                 "accepted."
             )
         checkpoint = Checkpoint(checkpoint)
-    if rank:
-        checkpoint = Checkpoint(f"{os.fspath(checkpoint.path)}.{rank}", checkpoint.seconds)
     state = json.dumps(rng.bit_generator.state, sort_keys=True)
-    own = {**identity(), "rng": hashlib.sha256(state.encode()).hexdigest()}
-    saver = Saver(checkpoint, own, rng, record)
-    saver.restore()
+    own = {
+        **identity(),
+        "rng": hashlib.sha256(state.encode()).hexdigest(),
+        "processes": team.world,
+    }
+    saver = Saver(checkpoint, own, rng, record, team)
+    saver.restore(share)
     record.saver = saver
     try:
         yield
     finally:
-        saver.flush()
+        # Alone only: processes write together, and the others may not be there any more.
+        if team.world == 1:
+            saver.flush()
 
 
 def fit_identity(

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 
 from ..backend import Backend, Kernel, to_backend, to_numpy
-from ..errors import InvalidInputError
 from ..fisher.per_example import DiagonalFishers, is_sparse, sparse_parts
 from ..status import Status
 from ..types import Array, Device, FloatArray
 from .history import Recorder
 from .method import DiagonalNPEFF
 from .objective import inner, kkt_residual
-from .problem import Ledger
+from .problem import Ledger, checked_total
+from .team import ALONE, Share, Team
 
 # Added to the norm of every row, as in the paper's code, so that zero Fishers stay zero.
 NORM_FLOOR = 1e-9
@@ -48,6 +48,8 @@ class DiagonalProblem:
     total: float
     backend: Backend
     ledger: Ledger
+    share: Share
+    team: Team = ALONE
 
     @classmethod
     def from_fishers(
@@ -58,6 +60,8 @@ class DiagonalProblem:
         normalize: bool,
         backend: Backend,
         device: Device = None,
+        share: Share | None = None,
+        team: Team = ALONE,
     ) -> DiagonalProblem:
         """Normalise rows to unit L2 norm and bring them to the backend, once.
 
@@ -89,15 +93,13 @@ class DiagonalProblem:
                 norms = xp.linalg.vector_norm(dense, axis=1, keepdims=True)
                 dense = dense / (norms + NORM_FLOOR)
             total = inner(dense, dense)
-        if not total > 0.0:
-            raise InvalidInputError(
-                f"All {n} Fishers are zero, so there is nothing to factorize. Check that the "
-                "model's outputs depend on the parameters that were selected."
-            )
+        share = Share(0, n, 0, n) if share is None else share
+        total = checked_total(team.add(total), share.n)
         ledger = Ledger(columns=p, components=n_components, started=started)
         return cls(
-            dense=dense, sparse=sparse, shape=(n, p), total=total, backend=backend, ledger=ledger
-        )
+            dense=dense, sparse=sparse, shape=(n, p), total=total, backend=backend, ledger=ledger,
+            share=share, team=team,
+        )  # fmt: skip
 
     @property
     def xp(self) -> Any:
@@ -122,11 +124,16 @@ class DiagonalProblem:
         return self.backend.raw(Kernel.SPARSE_PRODUCTS)(*self.sparse, Ht)
 
     def pullback(self, W: Array) -> Array:
-        """XᵀW (p, r); one data product."""
+        """XᵀW (p, r) over all processes; one data product."""
         self.ledger.add(self.shape[1] * W.shape[1])
         if self.sparse is None:
-            return self.xp.matmul(self.dense.T, W)  # type: ignore[union-attr]
-        return self.backend.raw(Kernel.SPARSE_PULLBACK)(*self.sparse, W, n_columns=self.shape[1])
+            return self.team.sum(self.xp.matmul(self.dense.T, W))  # type: ignore[union-attr]
+        pull = self.backend.raw(Kernel.SPARSE_PULLBACK)
+        return self.team.sum(pull(*self.sparse, W, n_columns=self.shape[1]))
+
+    def own(self, x: FloatArray) -> FloatArray:
+        """The rows of ``x`` (n, ...) that belong to this process's examples."""
+        return x[self.share.first : self.share.first + self.shape[0]]
 
     def descend(self, H: Array, N: Array, start: Array, *, sweeps: int, tol: float = 0.0) -> Array:
         """Coordinate descent over a shared Gram H (r, r), see ``Kernel.NNLS_GRAM``."""
@@ -177,9 +184,9 @@ def _hals_step(
     xp = problem.xp
     HHt = xp.matmul(Ht.T, Ht)
     N = problem.products(Ht) - method.l1_coefficients
-    residual = kkt_residual(W, N, HHt)
+    residual = kkt_residual(W, N, HHt, problem.team)
     W = problem.descend(HHt, N, W, sweeps=method.sweeps)
-    V = xp.matmul(W.T, W)
+    V = problem.team.sum(xp.matmul(W.T, W))
     C = problem.pullback(W) - method.l1_components
     Ht = problem.descend(V, C, Ht, sweeps=method.sweeps)
     return W, Ht, _loss(problem, method, W, Ht, V, C), residual
@@ -192,9 +199,9 @@ def _mu_step(
     xp = problem.xp
     HHt = xp.matmul(Ht.T, Ht)
     N = problem.products(Ht)
-    residual = kkt_residual(W, N, HHt)
+    residual = kkt_residual(W, N, HHt, problem.team)
     W = W * N / _positive(xp.matmul(W, HHt) + method.l1_coefficients, xp)
-    V = xp.matmul(W.T, W)
+    V = problem.team.sum(xp.matmul(W.T, W))
     C = problem.pullback(W)
     Ht = Ht * C / _positive(xp.matmul(Ht, V) + method.l1_components, xp)
     return W, Ht, _loss(problem, method, W, Ht, V, C - method.l1_components), residual
@@ -211,18 +218,19 @@ def _loss(
     xp = problem.xp
     penalty = 0.0
     if method.l1_coefficients:
-        penalty = 2.0 * method.l1_coefficients * float(xp.sum(W, dtype=xp.float64))
+        mass = problem.team.add(float(xp.sum(W, dtype=xp.float64)))
+        penalty = 2.0 * method.l1_coefficients * mass
     return problem.total - 2.0 * inner(Ht, C) + inner(V, xp.matmul(Ht.T, Ht)) + penalty
 
 
 def random_start(problem: DiagonalProblem, r: int, rng: np.random.Generator) -> tuple[Array, Array]:
     """W, H ~ U(0, 1] times √(mean X / r), so that WH has the size of X."""
-    n, p = problem.shape
+    n, p = problem.share.n, problem.shape[1]
     ones = problem.array(np.ones((p, 1)))
-    mean = float(problem.xp.sum(problem.products(ones), dtype=problem.xp.float64)) / (n * p)
-    size = np.sqrt(max(mean, 0.0) / r)
+    mass = float(problem.xp.sum(problem.products(ones), dtype=problem.xp.float64))
+    size = np.sqrt(max(problem.team.add(mass) / (n * p), 0.0) / r)
     return (
-        problem.array(size * (1.0 - rng.random((n, r)))),
+        problem.array(size * problem.own(1.0 - rng.random((n, r)))),
         problem.array(size * (1.0 - rng.random((p, r)))),
     )
 
@@ -234,27 +242,44 @@ def nndsvd(problem: DiagonalProblem, r: int, rng: np.random.Generator) -> tuple[
     2(POWER_STEPS + 1)(1 + 8/r) data products. Zeros are filled with 1 % of the mean, because
     neither solver could otherwise leave them quickly ("mu" never).
     """
-    n, p = problem.shape
+    n, p = problem.share.n, problem.shape[1]
     if r > min(n, p):
         return random_start(problem, r, rng)
-    xp = problem.xp
+    xp, team = problem.xp, problem.team
     width = min(r + OVERSAMPLING, n, p)
     Q = problem.array(rng.standard_normal((p, width)))
     for _ in range(POWER_STEPS):
-        Y, _ = xp.linalg.qr(problem.products(Q), mode="reduced")
-        Q, _ = xp.linalg.qr(problem.pullback(Y), mode="reduced")
-    U, s, Vt = np.linalg.svd(to_numpy(problem.products(Q)).astype(np.float64), full_matrices=False)
-    right = to_numpy(Q).astype(np.float64) @ Vt.T
-    W, Ht = np.zeros((n, r)), np.zeros((p, r))
+        Q, _ = xp.linalg.qr(problem.pullback(_orthonormal(problem, Q)), mode="reduced")
+    # The singular pairs of the tall XQ from its small Gram, which processes can add up.
+    Y = to_numpy(problem.products(Q)).astype(np.float64)
+    values, turn = np.linalg.eigh(to_numpy(team.sum(Y.T @ Y)))
+    s = np.sqrt(np.maximum(values[::-1], 0.0))
+    V = turn[:, ::-1]
+    floor = 1e-12 * max(float(s[0]), np.finfo(float).tiny)
+    U = Y @ V / np.maximum(s, floor)
+    right = to_numpy(Q).astype(np.float64) @ V
+    W, Ht = np.zeros((problem.shape[0], r)), np.zeros((p, r))
     for k in range(r):
         u, v = U[:, k], right[:, k]
         parts = [(np.maximum(g * u, 0), np.maximum(g * v, 0)) for g in (1, -1)]
-        sizes = [np.linalg.norm(a) * np.linalg.norm(b) for a, b in parts]
-        a, b = parts[int(np.argmax(sizes))]
-        if max(sizes) > 0:
-            scale = np.sqrt(s[k] * max(sizes))
-            W[:, k] = scale * a / np.linalg.norm(a)
-            Ht[:, k] = scale * b / np.linalg.norm(b)
-    W[W == 0] = 0.01 * W.mean()
+        tall = [team.add(float(a @ a)) ** 0.5 for a, _ in parts]
+        sizes = [t * float(np.linalg.norm(b)) for t, (_, b) in zip(tall, parts, strict=True)]
+        best = int(np.argmax(sizes))
+        if sizes[best] > 0:
+            scale = np.sqrt(s[k] * sizes[best])
+            W[:, k] = scale * parts[best][0] / tall[best]
+            Ht[:, k] = scale * parts[best][1] / np.linalg.norm(parts[best][1])
+    W[W == 0] = 0.01 * team.add(float(W.sum())) / (n * r)
     Ht[Ht == 0] = 0.01 * Ht.mean()
     return problem.array(W), problem.array(Ht)
+
+
+def _orthonormal(problem: DiagonalProblem, Q: Array) -> Array:
+    """An orthonormal basis (n, d) of the columns of XQ; its rows are those of this process."""
+    xp, Y = problem.xp, problem.products(Q)
+    if problem.team.world == 1:
+        return xp.linalg.qr(Y, mode="reduced")[0]
+    gram = to_numpy(problem.team.sum(xp.astype(xp.matmul(Y.T, Y), xp.float64)))
+    values, turn = np.linalg.eigh(gram)
+    live = values > 1e-14 * values[-1]
+    return xp.matmul(Y, problem.array(turn[:, live] / np.sqrt(values[live])))

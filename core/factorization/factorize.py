@@ -30,7 +30,7 @@ from .problem import LowRankProblem
 from .result import Factorization, gauge_fixed
 from .streamed import StreamedProblem, shared_fishers
 from .subspace import residuals, solve_pals, subspace_pays
-from .team import Team
+from .team import Share, Team, share_bounds
 
 ON_FAILURE = ("warn", "raise", "return")
 FINAL_SWEEPS = 2000
@@ -151,15 +151,16 @@ def _low_rank(
         start = None
         if init is not None:
             start = _checked_init(init, (len(fishers), problem.n_columns), method, problem)
-            start = problem.own(start[0]), start[1]
         record = Recorder(ledger=problem.ledger, total=problem.total, callback=callback)
         team.agree("Fishers, methods or seeds", np.array(
             [len(fishers), problem.n_columns, problem.total, method.n_components, rng_mark(rng)]
         ))  # fmt: skip
         identity = fit_identity(fishers, method, start, door.backend.name, device)
+        if start is not None:
+            start = problem.own(start[0]), start[1]
         small = compression(problem, method, rng)
         inside = problem if small is None else small.problem
-        with checkpointed(checkpoint, identity, rng, record, team.rank):
+        with checkpointed(checkpoint, identity, rng, record, team, problem.share):
             if record.done is not None:
                 W, G = (inside.array(record.done.arrays[name]) for name in "WG")
                 status = Status(record.done.facts["status"])
@@ -235,41 +236,57 @@ def _diagonal(
     callback: Callback | None,
     checkpoint: str | PathLike[str] | Checkpoint | None,
 ) -> Factorization:
+    if isinstance(fishers, FisherStore):
+        loaded = fishers.load()
+        fishers = loaded if isinstance(loaded, DiagonalFishers) else fishers
     if not isinstance(fishers, DiagonalFishers) or not isinstance(method, DiagonalNPEFF):
         raise InvalidInputError(
             f"{fishers} were given; DiagonalNPEFF takes DiagonalFishers. Make them with "
             "per_example_fishers(model, data, kind='diagonal'), or use LowRankNPEFF."
         )
+    whole = fishers
     values = fishers.values.data if is_sparse(fishers.values) else fishers.values
     door = enter(values, backend=backend, device=device, kernel=Kernel.NNLS_GRAM)
-    problem = DiagonalProblem.from_fishers(
-        fishers,
-        n_components=method.n_components,
-        normalize=method.normalize,
-        backend=door.backend,
-        device=device,
-    )
-    start = None
-    if init is not None:
-        start = _checked_init(init, problem.shape, method, problem)
-    record = Recorder(ledger=problem.ledger, total=problem.total, callback=callback)
-    identity = fit_identity(fishers, method, start, door.backend.name, device)
-    with checkpointed(checkpoint, identity, rng, record):
-        if record.done is not None:
-            W, Ht = (problem.array(record.done.arrays[name]) for name in ("W", "Ht"))
-            loss, kkt = (float(record.done.facts[name]) for name in ("loss", "kkt"))
-            status = Status(record.done.facts["status"])
-        else:
-            W, Ht, loss, kkt, status = solve_diagonal(problem, method, rng, record, start)
-            ended = {"loss": loss, "kkt": kkt, "status": status}
-            record.keep(DONE, {"W": W, "Ht": Ht}, ended)
-    W, H = gauge_fixed(to_numpy(W), to_numpy(Ht).T, power=1)
-    norms = fishers.norms()
+    with team_of_environment() as team:
+        n = len(whole)
+        first, stop = share_bounds(n, team)
+        if team.world > 1:
+            fishers = fishers.select(np.arange(first, stop))
+        problem = DiagonalProblem.from_fishers(
+            fishers,
+            n_components=method.n_components,
+            normalize=method.normalize,
+            backend=door.backend,
+            device=device,
+            share=Share(first, n, first, n),
+            team=team,
+        )
+        team.agree("Fishers, methods or seeds", np.array(
+            [n, problem.shape[1], problem.total, method.n_components, rng_mark(rng)]
+        ))  # fmt: skip
+        start = None
+        if init is not None:
+            start = _checked_init(init, (n, problem.shape[1]), method, problem)
+        record = Recorder(ledger=problem.ledger, total=problem.total, callback=callback)
+        identity = fit_identity(whole, method, start, door.backend.name, device)
+        if start is not None:
+            start = problem.own(start[0]), start[1]
+        with checkpointed(checkpoint, identity, rng, record, team, problem.share):
+            if record.done is not None:
+                W, Ht = (problem.array(record.done.arrays[name]) for name in ("W", "Ht"))
+                loss, kkt = (float(record.done.facts[name]) for name in ("loss", "kkt"))
+                status = Status(record.done.facts["status"])
+            else:
+                W, Ht, loss, kkt, status = solve_diagonal(problem, method, rng, record, start)
+                ended = {"loss": loss, "kkt": kkt, "status": status}
+                record.keep(DONE, {"W": W, "Ht": Ht}, ended)
+        all_W = team.gather(to_numpy(W).astype(np.float64))
+    W_out, H_out = gauge_fixed(all_W, to_numpy(Ht).T, power=1)
     return Factorization(
-        coefficients=door.out(W),
-        components=door.out(H),
-        norms=norms,
-        sites=fishers.sites,
+        coefficients=door.out(W_out),
+        components=door.out(H_out),
+        norms=whole.norms(),
+        sites=whole.sites,
         method=method,
         status=status,
         loss=loss,
@@ -280,6 +297,7 @@ def _diagonal(
         products=problem.ledger.products,
         backend=door.backend.name,
         seed=None,
+        facts={} if team.world == 1 else {"processes": team.world},
     )
 
 
