@@ -74,6 +74,21 @@ def finite_sources(
     return tuple(i for i in arrays if i not in bad), len(bad)
 
 
+def check_anchor(name: str, x: Array, policy: str) -> None:
+    """Refuse an anchor that is not finite, unless it is to be computed with.
+
+    Raises
+    ------
+    InvalidInputError
+        Naming the tensor.
+    """
+    if policy != "propagate" and (n := count_nonfinite(x)):
+        raise InvalidInputError(
+            f"{name!r} of the anchor has {n} NaN or infinite entries. Mend the checkpoint, or "
+            "choose nonfinite='propagate'."
+        )
+
+
 def digest_order(
     sources: Sequence[Source],
     weights: Any,

@@ -24,7 +24,7 @@ from .combine import combine, converted
 from .decisions import Decision, check_covered, decide
 from .elementwise import linear
 from .groups import Group, Tree, groups_of, parameters_of, precision_in
-from .inputs import check_weights, digest_order, finite_sources
+from .inputs import check_anchor, check_weights, digest_order, finite_sources
 from .sites import SitePolicy
 from .sources import Source, read
 
@@ -136,7 +136,10 @@ class MergeProblem:
 
     def system(self, group: Group, order: Sequence[int] | None = None) -> GroupSystem:
         """The normal equations of one group, with its tensors read as float64."""
-        order = self.order if order is None else order
+        with np.errstate(invalid="ignore" if self.nonfinite == "propagate" else "warn"):
+            return self._system(group, self.order if order is None else order)
+
+    def _system(self, group: Group, order: Sequence[int]) -> GroupSystem:
         arrays = {
             i: group.layout.join({p: read(self.sources[i].arrays[p], self.like)
                                   for p in group.parameters})
@@ -197,6 +200,7 @@ class MergeProblem:
             return linear(x, [w / whole for w in lam], 1.0), None
         base = self.base
         center = group.layout.join({p: read(base.arrays[p], self.like) for p in group.parameters})
+        check_anchor(group.name, center, self.nonfinite)
         R = self.anchor.precision
         if not isinstance(R, Mapping):
             one: Precision = Isotropic(float(R), group.layout.shape)

@@ -101,22 +101,24 @@ def solve(problem: MergeProblem, solver: Solver | str = "auto") -> MergeSolution
     reports: dict[str, SiteReport] = {}
     posterior: dict[str, Precision] = {}
     objective = 0.0
-    for group in problem.groups:
-        system = problem.system(group, order)
-        answer = _solve_group(system, group, chosen, problem.fallback)
-        objective += system.objective(answer.theta)
-        posterior[group.name] = system.total
-        constrained = isinstance(chosen, Cvxpy) and chosen.constrained
-        residual = float("nan") if constrained else _residual(system, answer.theta)
-        report = SiteReport(
-            name=group.name, parameters=group.parameters, size=prod(group.layout.shape),
-            action="merge", solver=answer.solver, why=answer.why, residual=residual,
-            condition=answer.condition, steps=answer.steps, converged=answer.converged,
-            fallback=answer.fallback, skipped=system.skipped,
-        )  # fmt: skip
-        reports[group.name] = report
-        _warn(report)
-        params |= write_group(group, answer.theta, problem.sources)
+    # NaN that is to go through is no news.
+    with np.errstate(invalid="ignore" if problem.nonfinite == "propagate" else "warn"):
+        for group in problem.groups:
+            system = problem.system(group, order)
+            answer = _solve_group(system, group, chosen, problem.fallback)
+            objective += system.objective(answer.theta)
+            posterior[group.name] = system.total
+            constrained = isinstance(chosen, Cvxpy) and chosen.constrained
+            residual = float("nan") if constrained else _residual(system, answer.theta)
+            report = SiteReport(
+                name=group.name, parameters=group.parameters, size=prod(group.layout.shape),
+                action="merge", solver=answer.solver, why=answer.why, residual=residual,
+                condition=answer.condition, steps=answer.steps, converged=answer.converged,
+                fallback=answer.fallback, skipped=system.skipped,
+            )  # fmt: skip
+            reports[group.name] = report
+            _warn(report)
+            params |= write_group(group, answer.theta, problem.sources)
     params, sites = others(problem, params, reports, order)
     return MergeSolution(
         params=params,

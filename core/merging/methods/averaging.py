@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from ...errors import InvalidInputError
 from ...types import Array, FloatArray
@@ -78,7 +79,7 @@ class WiSEFT(BlockMethod):
         draws: SiteDraws, start: int, row: int,
     ) -> Array:  # fmt: skip
         """(1 − α) x_0 + α x_1."""
-        pair = [base, x[0, ...]]
+        pair = array_namespace(x).stack([base, x[0, ...]])
         return linear(pair, [1.0 - self.alpha, self.alpha], 1.0)
 
 

@@ -17,7 +17,7 @@ from ..anchors import Anchor, Damping
 from ..decisions import Decision, decide
 from ..draws import SiteDraws
 from ..groups import Tree
-from ..inputs import check_weights, digest_order, finite_sources
+from ..inputs import check_anchor, check_weights, digest_order, finite_sources
 from ..problem import MergeProblem
 from ..sites import SitePolicy
 from ..solution import MergeSolution, SiteReport
@@ -224,7 +224,8 @@ def run_blocks(method: BlockMethod, request: Request) -> MergeSolution:
     reports: dict[str, SiteReport] = {}
     for decision in decisions.values():
         if decision.kind == "merge":
-            value, report = _one_tensor(method, request, decision.name, base, order)
+            with np.errstate(invalid="ignore" if request.nonfinite == "propagate" else "warn"):
+                value, report = _one_tensor(method, request, decision.name, base, order)
             params[decision.name], reports[decision.name] = value, report
     rest = _Rest(sources, decisions, weights, request.nonfinite, request.like)
     params, sites = others(rest, params, reports, order)
@@ -264,7 +265,10 @@ def _one_tensor(
     xp = array_namespace(arrays[active[0]])
     x = xp.stack([arrays[i] for i in active])
     weights = [float(request.weights[i]) for i in active]
-    origin = None if base is None else base_tensor(base, name, shape, request.like)
+    origin = None
+    if base is not None:
+        origin = base_tensor(base, name, shape, request.like)
+        check_anchor(name, origin, request.nonfinite)
     view = SiteView(name, shape, lambda: _chunks(x, origin))
     stats = method.statistics(view)
     draws = SiteDraws(request.seed, name)
