@@ -34,12 +34,16 @@ class LayerRule:
     square_norms : callable or None
         (layer, features, δ (k, n, ...)) → Σ over n's own k and entries of the squared gradients
         (n,) by parameter name, where ``square_sum`` is right.
+    positions : callable or None
+        For layers that multiply by a matrix: (layer, features, None) → inputs (n, T, i) of every
+        position; (layer, features, δ (k, n, ...)) → output gradients (k, n, T, o).
     """
 
     features: Callable[[nn.Module, Tensor], Tensor]
     per_example: Callable[[nn.Module, Tensor, Tensor], Grads]
     square_sum: Callable[[nn.Module, Tensor, Tensor], Grads | None] | None = None
     square_norms: Callable[[nn.Module, Tensor, Tensor], Grads] | None = None
+    positions: Callable[[nn.Module, Tensor, Tensor | None], Tensor] | None = None
 
 
 def rule_of(layer: nn.Module) -> LayerRule | None:
@@ -58,8 +62,19 @@ def rule_of(layer: nn.Module) -> LayerRule | None:
 
 
 def is_linear(layer: nn.Module) -> bool:
-    """Whether a layer multiplies by a matrix, so that its gradient is a sum of outer products."""
+    """Whether a layer multiplies the last axis of its input by a matrix."""
     return rule_of(layer) is _LINEAR
+
+
+def is_matrix(layer: nn.Module) -> bool:
+    """Whether a layer multiplies each position by one matrix: linear layers and convolutions."""
+    rule = rule_of(layer)
+    return rule is not None and rule.positions is not None and getattr(layer, "groups", 1) == 1
+
+
+def outputs_first(layer: nn.Module) -> bool:
+    """Whether the first axis of the weight counts the outputs, else the last."""
+    return not is_linear(layer) or not _transposed(layer)
 
 
 def _whole(layer: nn.Module, x: Tensor) -> Tensor:
@@ -80,6 +95,12 @@ def _linear(layer: nn.Module, a: Tensor, delta: Tensor) -> Grads:
     a, delta = _sequence(a), _sequence(delta)
     first, second = (a, delta) if _transposed(layer) else (delta, a)
     return {"weight": torch.bmm(first.transpose(1, 2), second), "bias": delta.sum(1)}
+
+
+def _linear_positions(layer: nn.Module, a: Tensor, delta: Tensor | None) -> Tensor:
+    if delta is None:
+        return _sequence(a)
+    return delta.reshape(*delta.shape[:2], -1, delta.shape[-1])
 
 
 def _linear_squares(layer: nn.Module, a: Tensor, delta: Tensor) -> Grads | None:
@@ -121,6 +142,12 @@ def _conv(layer: nn.Module, patches: Tensor, delta: Tensor) -> Grads:
     weight = torch.matmul(delta, patches.transpose(2, 3))
     shape = (n, *layer.weight.shape)  # type: ignore[misc]
     return {"weight": weight.reshape(shape), "bias": delta.sum(-1).reshape(n, -1)}
+
+
+def _conv_positions(layer: nn.Module, patches: Tensor, delta: Tensor | None) -> Tensor:
+    if delta is None:
+        return patches[:, 0].transpose(1, 2)
+    return delta.flatten(3).transpose(2, 3)
 
 
 def _is_plain_conv(layer: nn.Module) -> bool:
@@ -196,14 +223,15 @@ def _scale_channels(layer: nn.Module, x: Tensor, delta: Tensor) -> Grads:
     }
 
 
-_LINEAR = LayerRule(_whole, _linear, _linear_squares, _linear_norms)
+_LINEAR = LayerRule(_whole, _linear, _linear_squares, _linear_norms, _linear_positions)
+_CONV = LayerRule(_unfolded, _conv, positions=_conv_positions)
 _SCALE_LAST = LayerRule(_normalised, _scale_last)
 _SCALE_CHANNELS = LayerRule(_normalised, _scale_channels)
 
 _RULES: tuple[tuple[type[nn.Module], LayerRule, Callable[[nn.Module], bool]], ...] = (
     (nn.Linear, _LINEAR, lambda layer: True),
-    (nn.Conv1d, LayerRule(_unfolded, _conv), _is_plain_conv),
-    (nn.Conv2d, LayerRule(_unfolded, _conv), _is_plain_conv),
+    (nn.Conv1d, _CONV, _is_plain_conv),
+    (nn.Conv2d, _CONV, _is_plain_conv),
     (
         nn.Embedding,
         LayerRule(_whole, _embedding, _embedding_squares, _embedding_norms),

@@ -19,8 +19,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...core.errors import ConversionWarning, InvalidInputError
 from ...core.fisher.reduction import FactoredProjection
-from ...core.model import Categorical, OutputDistribution, Site, sites_of, unflatten
+from ...core.model import (
+    Categorical,
+    OutputDistribution,
+    Site,
+    SiteLayout,
+    sites_of,
+    unflatten,
+)
 from ...core.model.tracing import TracedFlows
+from ._layer_terms import layouts_of
 
 HALF = (torch.float16, torch.bfloat16)
 # Rows that are only squared and summed take at most this many bytes at a time.
@@ -134,6 +142,23 @@ class ModuleEngine:
                 "once is taken."
             )
         return seen[0].detach()
+
+    @property
+    def layouts(self) -> Mapping[str, SiteLayout]:
+        """Layouts [W|b] of the weights of linear layers and convolutions."""
+        return layouts_of(list(self.module.modules()), self._by_parameter())
+
+    @property
+    def tables(self) -> frozenset[str]:
+        """Parameters of embeddings, of whose rows most examples use few."""
+        names = self._by_parameter()
+        layers = (m for m in self.module.modules() if isinstance(m, torch.nn.Embedding))
+        owned = {p for m in layers for p in m.parameters(recurse=False)}
+        return frozenset(n for p, n in names.items() if p in owned)
+
+    def _by_parameter(self) -> dict[torch.Tensor, str]:
+        parameters = dict(self.module.named_parameters())
+        return {parameters[n]: n for n in self._names}
 
     def restricted(self, names: Iterable[str]) -> ModuleEngine:
         """An engine of the same module over some of the sites only, in their old order.

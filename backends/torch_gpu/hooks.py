@@ -18,18 +18,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from ...core.errors import ConversionWarning, InvalidInputError
-from ...core.model import OutputDistribution
+from ...core.model import LayerTerm, OutputDistribution, SiteLayout
 from ._layer_calls import Call, Passes, Unsupported, chosen
 from ._layer_rules import Grads, LayerRule, rule_of
+from ._layer_terms import Terms, masks_in
 from ._projecting import Projecting
+from ._squares import SquareSums, summed
 from .engine import ModuleEngine, OutputsOf, Roots, examples_at
-
-# Per-example gradients that are only squared and summed take at most this many bytes at a time.
-BLOCK_BYTES = 32 << 20
-
-
-# Takes squared norms (of the examples in a slice) by parameter.
-_Told = Callable[[Grads, slice], None]
 
 
 class HooksEngine(ModuleEngine):
@@ -107,7 +102,7 @@ class HooksEngine(ModuleEngine):
         out = U.new_zeros(len(U), self._sites[-1].stop)
 
         def add(j: int, grads: Iterable[tuple[str, int, Tensor]]) -> None:
-            for name, start, g in _summed(grads):
+            for name, start, g in summed(grads):
                 site = self._by_name[name]
                 out[start : start + len(g), site.start : site.stop] += g.reshape(len(g), -1) ** 2
 
@@ -154,68 +149,62 @@ class HooksEngine(ModuleEngine):
             work = self._work = Projecting(self.sites, projection, key)
         return work
 
+    @property
+    def shows_layers(self) -> bool:
+        """Whether :meth:`layer_terms` works: not where function transforms are used."""
+        return not self._refusal
+
+    def layer_terms(
+        self,
+        inputs: Any,
+        roots: Roots | None,
+        layouts: Mapping[str, SiteLayout],
+        visit: Callable[[LayerTerm], None],
+    ) -> tuple[Grads, Grads]:
+        """Inputs and output gradients of the sites in ``layouts``, squares of the others.
+
+        Raises
+        ------
+        InvalidInputError
+            Where the layers do not tell the gradients of this batch.
+        """
+        moved = self._moved(inputs)
+        covered = {p for layout in layouts.values() for p in layout.parameters}
+        try:
+            with self._recorded(moved, roots) as (calls, passes):
+                rest = {p: n for p, n in self._site_names.items() if n not in covered}
+                squares = SquareSums(rest, calls)
+                terms = Terms(calls, self._site_names, layouts, masks_in(moved))
+                if roots is None:
+                    for site in terms.sites:
+                        visit(terms.of(site, None, first=True))
+                    return {}, {}
+                for first, deltas in passes:
+                    with torch.no_grad():
+                        for site in terms.sites:
+                            visit(terms.of(site, deltas, first=first == 0))
+                        squares.add(calls, deltas)
+                return squares.sums, squares.norms
+        except Unsupported as refusal:
+            reason = str(refusal)
+        raise InvalidInputError(
+            f"This structure is made from the layers' inputs and output gradients, but of this "
+            f"{type(self.module).__name__} {reason}. Choose 'diagonal', 'block' or "
+            "'lowrank+diagonal' with engine='functional', or leave the parameter out with params=."
+        )
+
     def _squares(self, inputs: Any, roots: Roots) -> tuple[Tensor, Tensor]:
         with self._recorded(inputs, roots) as (calls, passes):
             out = passes.z.new_zeros(self._sites[-1].stop)
             traces = out.new_zeros(len(passes.z), len(self._sites))
-            numbers = {s.name: i for i, s in enumerate(self._sites)}
-
-            def told(found: Grads, part: slice) -> None:
-                for name, norms in found.items():
-                    traces[part, numbers[name]] += norms
-
-            groups = self._groups(calls)
+            squares = SquareSums(self._site_names, calls)
+            # Views: nothing of the model's size is held twice.
+            for number, site in enumerate(self._sites):
+                squares.sums[site.name] = out[site.start : site.stop].view(site.shape)
+                squares.norms[site.name] = traces[:, number]
             for _, deltas in passes:
-                for members in groups:
-                    if len(members) == 1:
-                        done = self._short_way(calls[members[0]], deltas[members[0]], told)
-                    else:
-                        done = None
-                    if done is None:
-                        done = self._long_way([(calls[m], deltas[m]) for m in members], told)
-                    for name, value in done.items():
-                        site = self._by_name[name]
-                        out[site.start : site.stop] += value.reshape(-1)
+                squares.add(calls, deltas)
         return out, traces
-
-    def _short_way(self, call: Call, delta: Tensor | None, told: _Told) -> Grads | None:
-        if delta is None:
-            return {}
-        if call.rule.square_sum is None or call.rule.square_norms is None:
-            return None
-        sums = call.rule.square_sum(call.layer, call.ready(), delta)
-        if sums is None:
-            return None
-        norms = call.rule.square_norms(call.layer, call.ready(), delta)
-        told(dict(chosen(self._site_names, call.layer, norms)), slice(None))
-        return dict(chosen(self._site_names, call.layer, sums))
-
-    def _long_way(self, members: Sequence[tuple[Call, Tensor | None]], told: _Told) -> Grads:
-        """Gradients of a few examples at a time, squared and added."""
-        out: Grads = {}
-        n = members[0][0].shape[0]
-        size = sum(p.numel() * p.element_size() for c, _ in members for p in c.layer.parameters())
-        step = max(1, BLOCK_BYTES // max(1, size))
-        k = next((len(d) for _, d in members if d is not None), 0)
-        for j in range(k):
-            for start in range(0, n, step):
-                part = slice(start, start + step)
-                found = (
-                    (name, start, g)
-                    for call, delta in members
-                    if delta is not None
-                    for name, g in chosen(
-                        self._site_names,
-                        call.layer,
-                        call.rule.per_example(call.layer, call.ready()[part], delta[j, part]),
-                    )
-                )
-                for name, _, g in _summed(found):
-                    squares = g.square_()
-                    told({name: squares.flatten(1).sum(1)}, part)
-                    value = squares.sum(0)
-                    out[name] = out[name] + value if name in out else value
-        return out
 
     def _each_root(
         self,
@@ -246,26 +235,12 @@ class HooksEngine(ModuleEngine):
                 for name, g in chosen(self._site_names, call.layer, found):
                     yield name, 0, g
 
-    def _groups(self, calls: Sequence[Call]) -> list[list[int]]:
-        """Calls that share a chosen parameter, together."""
-        owner: dict[str, list[int]] = {}
-        for i, call in enumerate(calls):
-            names = (self._site_names.get(p) for p in call.layer.parameters(recurse=False))
-            joined = [i]
-            for group in {id(owner[n]): owner[n] for n in names if n in owner}.values():
-                joined = group + joined
-            for c in joined:
-                for p in calls[c].layer.parameters(recurse=False):
-                    owner[self._site_names.get(p, "")] = joined
-        owner.pop("", None)
-        return list({id(g): g for g in owner.values()}.values())
-
     @contextmanager
-    def _recorded(self, inputs: Any, roots: Roots) -> Iterator[tuple[list[Call], Passes]]:
+    def _recorded(self, inputs: Any, roots: Roots | None) -> Iterator[tuple[list[Call], Passes]]:
         """Forward pass with the layers' calls, and the output gradients of one root or more."""
         given = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
         n = len(given)
-        if not callable(roots) and len(roots) != n:
+        if roots is not None and not callable(roots) and len(roots) != n:
             raise InvalidInputError(
                 f"Roots of {len(roots)} examples were given for a batch of {n}; one each."
             )
@@ -276,7 +251,10 @@ class HooksEngine(ModuleEngine):
                 if z.requires_grad:
                     self._check_first(calls, z)
             calls, z = self._forward(inputs, n)
-            U = self._tensor(roots(z.detach()) if callable(roots) else roots)
+            if roots is None:
+                U = z.new_zeros(n, 0, z.shape[1])
+            else:
+                U = self._tensor(roots(z.detach()) if callable(roots) else roots)
             yield calls, Passes(calls, z, U)
 
     def _forward(self, inputs: Any, n: int) -> tuple[list[Call], Tensor]:
@@ -424,12 +402,3 @@ def module_engine(
             f"engine={engine!r} was given; accepted: 'auto', 'hooks', 'functional'."
         )
     return HooksEngine(module, output=output, outputs_of=outputs_of, strict=False)
-
-
-def _summed(grads: Iterable[tuple[str, int, Tensor]]) -> list[tuple[str, int, Tensor]]:
-    """Gradients of several uses of one parameter added."""
-    sums: dict[tuple[str, int], Tensor] = {}
-    for name, start, g in grads:
-        key = name, start
-        sums[key] = sums[key] + g if key in sums else g
-    return [(name, start, g) for (name, start), g in sums.items()]

@@ -14,11 +14,14 @@ from ..display import Shown
 from ..errors import CorruptFileError, InvalidInputError
 from ..storage.arrays import load_arrays, save_arrays
 from ..types import Array, NumpyArray
-from .structures import DampingMode, Diagonal, Isotropic, Precision, SiteLayout
+from .structures import DampingMode, Precision, SiteLayout
 from .structures.storing import described, layout_facts, layout_of, rebuilt
 
 KIND = "precision tree"
-STRUCTURES = (Diagonal.kind, Isotropic.kind)
+STRUCTURES = (
+    "diagonal", "isotropic", "block", "gram", "kronecker", "ekfac", "lowrank+diagonal",
+)  # fmt: skip
+"""Structures that :func:`estimate_precision` makes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,6 +52,7 @@ class PrecisionTree(Shown, Mapping[str, Precision]):
 
     Examples
     --------
+    >>> from fishertope.core.fisher import Diagonal
     >>> tree = PrecisionTree(sites={"w": Diagonal(np.array([1.0, 2.0]))}, n_examples=1,
     ...                      trace_errors={"w": float("nan")})
     >>> tree.apply({"w": np.array([1.0, 1.0])})["w"]

@@ -1,10 +1,11 @@
-"""From a model and data to the precision of its parameters, in one streaming pass."""
+"""From a model and data to the precision of its parameters, in one or two streaming passes."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,25 @@ from ..backend import to_numpy
 from ..errors import InvalidInputError
 from ..model import ModelEngine, OutputDistribution, engine_for
 from ..status import Callback, StepInfo
-from ..types import Array, FloatArray, Seed
+from ..types import Array, FloatArray, NumpyArray, Seed
 from .batches import ParameterChoice, batched, choose_parameters, examples_of, split_batch
-from .draws import draws_of
+from .draws import Draws, draws_of
+from .estimators import (
+    BlockEstimator,
+    DiagonalEstimator,
+    EKFACEstimator,
+    Estimator,
+    GramEstimator,
+    KroneckerEstimator,
+    LowRankEstimator,
+    Plan,
+    RunningMoments,
+    plan_of,
+)
 from .labels import ExactLabels, LabelRule
 from .precision import STRUCTURES, PrecisionTree
 from .ranks import ProcessGroup, Ranks, check_jobs, in_order, process_group
-from .structures import Diagonal, Isotropic, Precision
+from .structures import SHARINGS
 
 BATCH_EXAMPLES = 32
 
@@ -32,6 +45,9 @@ def estimate_precision(
     labels: LabelRule | None = None,
     output: OutputDistribution | None = None,
     params: ParameterChoice = None,
+    sharing: str = "expand",
+    rank: int = 16,
+    damping: float | None = None,
     engine: str = "auto",
     outputs_of: Callable[[Any, Any], Array] | None = None,
     batch_size: int | None = None,
@@ -45,11 +61,22 @@ def estimate_precision(
     Parameters
     ----------
     model, data, output, params, engine, outputs_of, seed, n_jobs
-        As in :func:`per_example_fishers`.
-    structure : {"diagonal", "isotropic"}
-        diag P, or the mean of the diagonal over each site.
+        As in :func:`per_example_fishers`. "ekfac" reads the data twice.
+    structure : str
+        "diagonal"; "isotropic" (its mean over each site); "block" (dense, a site at a time);
+        "kronecker" (K-FAC); "ekfac"; "lowrank+diagonal"; "gram" (second moments of the inputs
+        alone, as RegMean takes: needs no labels). A linear layer or convolution is one site [W|b]
+        except for the first two. Under "gram", "kronecker" and "ekfac" other parameters have a
+        diagonal (under "gram" P = I), tables of embeddings always.
     labels : LabelRule, optional
         ``ExactLabels()`` unless told otherwise; ``DataLabels()`` gives the empirical Fisher.
+    sharing : {"expand", "reduce"}
+        For "kronecker" and "ekfac" in layers that are used at several positions of an example:
+        count every position as an example, or add up each example's first.
+    rank : int
+        For "lowrank+diagonal": directions kept a site.
+    damping : float, optional
+        ρ: adds ρ tr P / d to the diagonal of each site (``tree.damped(ρ, "relative_trace")``).
     batch_size : int, optional
         Examples at a time, 32 by default. Changes memory and speed, and where ``relative_error``
         looks; the numbers to rounding of the model's dtype only.
@@ -70,7 +97,8 @@ def estimate_precision(
     EngineNotFound
         No engine for this type of model.
     InvalidInputError
-        Another structure, something else than a label rule, wrong inputs, NaN, or no data.
+        Another structure, one that this model or its size does not allow, something else than a
+        label rule, wrong inputs, NaN, or no data.
     RankLostError
         Under ``torchrun``, when another process was killed.
 
@@ -79,8 +107,11 @@ def estimate_precision(
     Sums run in float64 over batches. With exact labels over C classes C − 1 backward passes to the
     activations; a linear layer that sees one position an example then takes one product of squares,
     (Σ_c δ_c∘δ_c)ᵀ(a∘a), whatever C. Otherwise the gradients of a few examples at a time are formed.
+    "kronecker" adds products δᵀδ and aᵀa a layer; "ekfac" a second pass of squares in their
+    eigenbasis. "block" and "lowrank+diagonal" form the gradients of a few examples at a time.
     Under ``torchrun`` the processes share the batches, and each gets the same tree.
-    Source: arXiv:2111.09832, where it is the precision of diagonal Fisher merging.
+    Sources: arXiv:2111.09832 (diagonal merging), 1503.05671 (K-FAC), 2311.00636 (expand, reduce),
+    1806.03884 (EKFAC), 2212.09849 (RegMean).
 
     Examples
     --------
@@ -91,21 +122,12 @@ def estimate_precision(
     >>> tree = estimate_precision(net, rng.normal(size=(50, 4)))
     >>> list(tree), tree.n_examples, tree.structure
     (['layers.0.weight', 'layers.0.bias'], 50, 'diagonal')
+    >>> tree = estimate_precision(net, rng.normal(size=(50, 4)), structure="kronecker")
+    >>> tree["layers.0.weight"].shape, tree.layouts["layers.0.weight"].parameters
+    ((3, 5), ('layers.0.weight', 'layers.0.bias'))
     """
     rule: LabelRule = ExactLabels() if labels is None else labels
-    if structure not in STRUCTURES:
-        raise InvalidInputError(
-            f"structure={structure!r} was given; accepted: {', '.join(STRUCTURES)}."
-        )
-    if isinstance(rule, type) or not isinstance(rule, LabelRule):
-        raise InvalidInputError(
-            f"labels={labels!r} was given; a label rule such as ExactLabels() is accepted."
-        )
-    if relative_error is not None and not 0 < relative_error < 1:
-        raise InvalidInputError(
-            f"relative_error={relative_error} was given; None or a number between 0 and 1 is "
-            "accepted."
-        )
+    _check_options(structure, labels, rule, sharing, rank, damping, relative_error)
     options: dict[str, Any] = {} if engine == "auto" else {"engine": engine}
     if outputs_of is not None:
         options["outputs_of"] = outputs_of
@@ -114,57 +136,37 @@ def estimate_precision(
     columns, sites = choose_parameters(derive.sites, params)
     if columns is not None and hasattr(derive, "restricted"):
         derive, columns = derive.restricted([s.name for s in sites]), None
-    draws = draws_of(seed)
-    batches, total = batched(data, BATCH_EXAMPLES if batch_size is None else batch_size)
-    sums = _Sums([(s.start, s.stop) for s in sites])
-    ranks = Ranks.of_environment()
+    plan = plan_of(derive, sites, columns, whole=structure in ("diagonal", "isotropic"))
+    draws, ranks = draws_of(seed), Ranks.of_environment()
+    if structure == "ekfac" and isinstance(data, Iterator):
+        raise InvalidInputError(
+            f"structure='ekfac' reads the data twice, and a {type(data).__name__} can be read "
+            "once. Give arrays, a list of batches or a DataLoader."
+        )
     if ranks.world > 1 and relative_error is not None:
         raise InvalidInputError(
             f"relative_error={relative_error} was given to {ranks.world} processes; the stopping "
             "rule is for one process. Leave it out, or unset RANK and WORLD_SIZE."
         )
-
-    def work(inputs: Any, targets: Any, first: int) -> tuple[FloatArray, FloatArray]:
-        seen = replace(draws, first=first)
-
-        def roots(z: Array) -> Array:
-            return rule.roots(derive.output, z, seen, targets).values
-
-        return _batch_sums(derive, inputs, roots, columns, sums.parts)
-
-    def own() -> Iterator[tuple[Any, Any, int]]:
-        first = 0
-        for number, batch in enumerate(batches):
-            if ranks.takes(number):
-                yield *split_batch(batch), first
-            first += examples_of(batch)
-
+    size = BATCH_EXAMPLES if batch_size is None else batch_size
+    work = _Passes(plan, rule, draws, data, size, ranks, n_jobs)
+    first = _estimator(plan, structure, sharing, rank, draws)
     with process_group(ranks) as group:
-        for one in in_order(work, own(), n_jobs):
-            sums.add(*one)
-            if callback is not None and callback(_progress(sums, ranks, total)) is True:
-                break
-            enough = relative_error is not None and sums.n >= BATCH_EXAMPLES
-            if enough and sums.relative_error <= (relative_error or 0.0):
-                break
-        if group is not None:
-            sums.add_up(group)
-    if not sums.n:
-        raise InvalidInputError("The data hold no example; give at least one.")
-    facts = {"output": derive.output.name, **rule.facts(), "model_sha256": model_digest(derive)}
-    if isinstance(seed, int):
-        facts["seed"] = seed
-    facts["engine"] = str(getattr(derive, "explanation", type(derive).__name__))
-    precisions: dict[str, Precision] = {}
-    mean = sums.total / sums.n
-    for site in sites:
-        f = mean[site.start : site.stop].reshape(site.shape)
-        one = Diagonal(f)
-        precisions[site.name] = (
-            one if structure == "diagonal" else Isotropic(float(f.mean()), site.shape)
-        )
-    errors = dict(zip([s.name for s in sites], sums.errors.tolist(), strict=True))
-    return PrecisionTree(sites=precisions, n_examples=sums.n, trace_errors=errors, facts=facts)
+        sums = work.run(first, group, callback, relative_error)
+        found = first.finish(sums.totals, sums.n)
+        errors, n, tokens = sums.errors, sums.n, sums.positions
+        if isinstance(first, KroneckerEstimator) and structure == "ekfac":
+            second = EKFACEstimator(plan, first.bases(sums.totals))
+            again = work.run(second, group, callback, None, batches=sums.batches)
+            found, errors = second.finish(again.totals, again.n), again.errors
+    tree = PrecisionTree(
+        sites=found,
+        layouts=plan.layouts,
+        n_examples=n,
+        trace_errors=dict(zip(plan.names, errors.tolist(), strict=True)),
+        facts=_facts(plan, structure, rule, seed, sharing, rank, damping, tokens),
+    )
+    return tree if damping is None else tree.damped(damping, "relative_trace")
 
 
 def model_digest(engine: ModelEngine) -> str:
@@ -173,66 +175,191 @@ def model_digest(engine: ModelEngine) -> str:
     return hashlib.sha256(theta.reshape(-1).view(np.uint8).data).hexdigest()
 
 
+def _check_options(
+    structure: str,
+    labels: LabelRule | None,
+    rule: LabelRule,
+    sharing: str,
+    rank: int,
+    damping: float | None,
+    relative_error: float | None,
+) -> None:
+    for what, value, accepted in (
+        ("structure", structure, STRUCTURES),
+        ("sharing", sharing, SHARINGS),
+    ):
+        if value not in accepted:
+            raise InvalidInputError(f"{what}={value!r} was given; accepted: {', '.join(accepted)}.")
+    if isinstance(rule, type) or not isinstance(rule, LabelRule):
+        raise InvalidInputError(
+            f"labels={labels!r} was given; a label rule such as ExactLabels() is accepted."
+        )
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise InvalidInputError(f"rank={rank!r} was given; a whole number >= 1 is accepted.")
+    if damping is not None and not 0 <= damping < np.inf:
+        raise InvalidInputError(
+            f"damping={damping} was given; None or a finite number >= 0 is accepted."
+        )
+    if relative_error is not None and not 0 < relative_error < 1:
+        raise InvalidInputError(
+            f"relative_error={relative_error} was given; None or a number between 0 and 1 is "
+            "accepted."
+        )
+
+
+def _estimator(plan: Plan, structure: str, sharing: str, rank: int, draws: Draws) -> Estimator:
+    """The estimator of a structure, for EKFAC that of its first pass."""
+    if structure in ("diagonal", "isotropic"):
+        return DiagonalEstimator(plan, isotropic=structure == "isotropic")
+    if structure == "gram":
+        return GramEstimator(plan)
+    if structure in ("kronecker", "ekfac"):
+        return KroneckerEstimator(plan, sharing, expanded=structure == "ekfac")
+    if structure == "block":
+        return BlockEstimator(plan)
+    return LowRankEstimator(plan, rank, draws.key)
+
+
+def _facts(
+    plan: Plan,
+    structure: str,
+    rule: LabelRule,
+    seed: Seed,
+    sharing: str,
+    rank: int,
+    damping: float | None,
+    positions: int,
+) -> dict[str, Any]:
+    """What the tree was made from, in plain values."""
+    derive = plan.engine
+    facts: dict[str, Any] = {"structure": structure, "output": derive.output.name}
+    facts |= {"labels": "none"} if structure == "gram" else rule.facts()
+    facts["model_sha256"] = model_digest(derive)
+    facts["normalisation"] = "per position" if structure == "gram" else "per example"
+    if structure in ("kronecker", "ekfac"):
+        facts["sharing"] = sharing
+    if structure == "lowrank+diagonal":
+        facts["rank"] = rank
+    if positions:
+        facts["n_positions"] = positions
+    if damping is not None:
+        facts["damping"] = damping
+    if isinstance(seed, int):
+        facts["seed"] = seed
+    facts["engine"] = str(getattr(derive, "explanation", type(derive).__name__))
+    return facts
+
+
 class _Sums:
-    """Σ diagonals, and the spread of each site's trace over examples."""
+    """What an estimator adds up, in float64, and the spread of the traces over examples."""
 
-    def __init__(self, parts: list[tuple[int, int]]) -> None:
-        self.parts, self.n = parts, 0
-        self.total: FloatArray = np.zeros(parts[-1][1])
-        self._traces: list[FloatArray] = []
+    def __init__(self, estimator: Estimator, sites: int) -> None:
+        self._estimator = estimator
+        self.totals: dict[str, FloatArray] = {k: np.zeros(s) for k, s in estimator.shapes.items()}
+        self.moments = RunningMoments(sites * estimator.width)
+        self.batches = 0
 
-    def add(self, total: FloatArray, traces: FloatArray) -> None:
-        self.total += total
-        self._traces.append(traces)
-        self.n += len(traces)
+    def add(self, sums: Mapping[str, NumpyArray], numbers: FloatArray) -> None:
+        for key, x in sums.items():
+            self.totals[key] += x
+        self.moments.add(numbers.reshape(len(numbers), -1))
+        self.batches += 1
 
     def add_up(self, group: ProcessGroup) -> None:
         """The sums of all processes, in each of them."""
-        own = np.concatenate([np.zeros((0, len(self.parts))), *self._traces])
-        self._traces = group.gather(own)
-        self.total = group.sum(self.total)
-        self.n = sum(len(t) for t in self._traces)
+        packed = group.gather(self.moments.packed()[None])
+        self.moments = RunningMoments(len(self.moments.mean))
+        for row in packed:
+            self.moments.add_packed(row[0])
+        self.totals = {key: group.sum(x) for key, x in self.totals.items()}
+
+    @property
+    def n(self) -> int:
+        return self.moments.n
 
     @property
     def errors(self) -> FloatArray:
-        """Standard errors of the mean traces of the sites."""
-        if self.n < 2:
-            return np.full(len(self.parts), np.nan)
-        return np.asarray(np.concatenate(self._traces).std(0, ddof=1) / self.n**0.5)
+        """Standard errors of the traces of the sites."""
+        return self._estimator.traces(self.moments).errors(self.moments)
 
     @property
     def relative_error(self) -> float:
-        """Standard error of the whole trace over its mean."""
-        whole = np.concatenate(self._traces).sum(1)
-        if self.n < 2:
-            return float("nan")
-        mean = float(whole.mean())
-        return float(whole.std(ddof=1)) / self.n**0.5 / mean if mean > 0 else 0.0
+        """Standard error of the whole trace over it."""
+        return self._estimator.traces(self.moments).relative_error(self.moments)
+
+    @property
+    def positions(self) -> int:
+        """Positions that are no padding, at the site that sees most; 0 where they do not count."""
+        found = [float(x) for key, x in self.totals.items() if key.endswith("/positions")]
+        return round(max(found, default=0.0))
 
 
-def _batch_sums(
-    engine: Any,
-    inputs: Any,
-    roots: Callable[[Array], Array],
-    columns: Any,
-    parts: list[tuple[int, int]],
-) -> tuple[FloatArray, FloatArray]:
-    """Σ_i diag F_i (p,) and each example's trace by site (n, sites), in float64."""
-    if hasattr(engine, "diagonal_sum"):
-        total, traces = engine.diagonal_sum(inputs, roots)
-        return to_numpy(total).astype(np.float64), to_numpy(traces).astype(np.float64)
-    rows = to_numpy(engine.rows(inputs, roots(engine.predict(inputs)))).astype(np.float64)
-    values = np.einsum("nkp,nkp->np", rows, rows)
-    if columns is not None:
-        values = values[:, columns]
-    return values.sum(0), np.stack([values[:, a:b].sum(1) for a, b in parts], axis=1)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Passes:
+    """Passes over the data."""
 
+    plan: Plan
+    rule: LabelRule
+    draws: Draws
+    data: Any
+    size: int
+    ranks: Ranks
+    n_jobs: int | None
 
-def _progress(sums: _Sums, ranks: Ranks, total: int) -> StepInfo:
-    # Each process sees its share only; the others are taken to be as far.
-    done = sums.n * ranks.world
-    return StepInfo(
-        phase="Precision", step=min(done, total) if total else done, max_steps=total,
-        loss=float("nan"), relative_loss=float("nan"), residual=sums.relative_error,
-        products=float("nan"),
-    )  # fmt: skip
+    def run(
+        self,
+        estimator: Estimator,
+        group: ProcessGroup | None,
+        callback: Callback | None,
+        relative_error: float | None,
+        batches: int | None = None,
+    ) -> _Sums:
+        """One pass; with ``batches`` over so many of this process's batches only.
+
+        Raises
+        ------
+        InvalidInputError
+            If there is no example.
+        """
+        parts, total = batched(self.data, self.size)
+        sums = _Sums(estimator, len(self.plan.layouts))
+        rule, draws, output = self.rule, self.draws, self.plan.engine.output
+
+        def work(inputs: Any, targets: Any, first: int) -> tuple[Any, Any]:
+            seen = replace(draws, first=first)
+
+            def roots(z: Array) -> Array:
+                return rule.roots(output, z, seen, targets).values
+
+            return estimator.batch(inputs, roots)
+
+        phase = "Precision" if batches is None else "Second pass"
+        for one in in_order(work, islice(self._own(parts), batches), self.n_jobs):
+            sums.add(*one)
+            if callback is not None and callback(self._progress(sums, total, phase)) is True:
+                break
+            enough = relative_error is not None and sums.n >= BATCH_EXAMPLES
+            if enough and sums.relative_error <= (relative_error or 0.0):
+                break
+        if group is not None:
+            sums.add_up(group)
+        if not sums.n:
+            raise InvalidInputError("The data hold no example; give at least one.")
+        return sums
+
+    def _own(self, batches: Iterator[Any]) -> Iterator[tuple[Any, Any, int]]:
+        """Batches of this process, with the number of their first example."""
+        first = 0
+        for number, batch in enumerate(batches):
+            if self.ranks.takes(number):
+                yield *split_batch(batch), first
+            first += examples_of(batch)
+
+    def _progress(self, sums: _Sums, total: int, phase: str) -> StepInfo:
+        # Each process sees its share only; the others are taken to be as far.
+        done = sums.n * self.ranks.world
+        return StepInfo(
+            phase=phase, step=min(done, total) if total else done, max_steps=total,
+            loss=float("nan"), relative_loss=float("nan"), residual=sums.relative_error,
+            products=float("nan"),
+        )  # fmt: skip

@@ -7,12 +7,14 @@ added up through ``torch.distributed``.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -252,13 +254,27 @@ def process_group(ranks: Ranks) -> Iterator[ProcessGroup | None]:
     own = not dist.is_initialized()
     if own:
         with _explained(ranks):
-            dist.init_process_group("gloo")
+            # A group must not find the addresses that an earlier one left in the store.
+            store = dist.PrefixStore(f"fishertope/{next(_GROUPS)}", _meeting_point(ranks))
+            dist.init_process_group("gloo", store=store, rank=ranks.rank, world_size=ranks.world)
     try:
         yield ProcessGroup(ranks)
     finally:
         if own and dist.is_initialized():
             with suppress(RuntimeError):
                 dist.destroy_process_group()
+
+
+_GROUPS = itertools.count()
+"""Numbers of the groups of this process; all processes open them in the same order."""
+
+
+@cache
+def _meeting_point(ranks: Ranks) -> Any:
+    """The store through which the processes find each other; its server lives with process 0."""
+    from torch.distributed import rendezvous
+
+    return next(rendezvous("env://", ranks.rank, ranks.world))[0]
 
 
 @contextmanager

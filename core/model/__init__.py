@@ -6,6 +6,8 @@ from .engine import (
     engine_for as engine_for,
     register_engine as register_engine,
 )
+from .layer_terms import LayerTerm as LayerTerm
+from .layout import SiteLayout as SiteLayout
 from .outputs import (
     Bernoulli as Bernoulli,
     Categorical as Categorical,

@@ -6,7 +6,7 @@ with the array API, so that NumPy arrays and torch tensors take the same path.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,8 @@ from ..backend import like, to_numpy
 from ..backend.guard import check_finite, dtype_name
 from ..errors import ArrayTypeError, InvalidInputError
 from ..types import Array
+from .layer_terms import LayerTerm
+from .layout import SiteLayout
 from .outputs import Bernoulli, Categorical, Gaussian, OutputDistribution
 from .sites import Site, sites_of, unflatten
 from .tracing import TracedFlows, dense_flows
@@ -170,18 +172,91 @@ class DenseEngine:
     def rows(self, inputs: Array, roots: Array) -> Array:
         """Rows U_i J_i (n, k, p) for roots U (n, k, C); nothing larger is formed."""
         xp = self._xp
-        activations, _, slopes = self._trace(self.checked(inputs))
-        roots = self._own("roots", roots, (len(activations[0]), None, self.network.sizes[-1]))
-        n, k = int(roots.shape[0]), int(roots.shape[1])
-        delta, blocks = roots, []
-        for layer in range(len(self.network.weights) - 1, -1, -1):
-            a = activations[layer]
+        activations, deltas = self._reverse(inputs, roots)
+        blocks = []
+        for a, delta in zip(activations, deltas or (), strict=True):
+            n, k, o = (int(s) for s in delta.shape)
             outer = delta[:, :, :, None] * a[:, None, None, :]
-            blocks += [delta, xp.reshape(outer, (n, k, -1))]
-            if layer:
-                delta = xp.matmul(delta, self.network.weights[layer])
-                delta = delta * slopes[layer - 1][:, None, :]
-        return xp.concat(blocks[::-1], axis=2)
+            blocks += [xp.reshape(outer, (n, k, o * int(a.shape[1]))), delta]
+        return xp.concat(blocks, axis=2)
+
+    @property
+    def layouts(self) -> dict[str, SiteLayout]:
+        """[W|b] of every layer, by the name of its weight."""
+        found = {}
+        for number, W in enumerate(self.network.weights):
+            name = f"layers.{number}"
+            found[f"{name}.weight"] = SiteLayout(
+                weight=f"{name}.weight", bias=f"{name}.bias", outputs="first",
+                weight_shape=tuple(int(s) for s in W.shape),
+            )  # fmt: skip
+        return found
+
+    def layer_terms(
+        self,
+        inputs: Array,
+        roots: Array | Callable[[Array], Array] | None,
+        layouts: Mapping[str, SiteLayout],
+        visit: Callable[[LayerTerm], None],
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Inputs and output gradients of the sites in ``layouts``, squares of the others.
+
+        For roots of one example the squares of a layer are (Σ_k δ_k∘δ_k)ᵀ(a∘a): summed over the
+        roots first, so that their number does not count.
+        """
+        xp = self._xp
+        activations, deltas = self._reverse(inputs, roots)
+        sums: dict[str, Array] = {}
+        norms: dict[str, Array] = {}
+        covered = {p for layout in layouts.values() for p in layout.parameters}
+        for layer, a in enumerate(activations):
+            weight, bias = f"layers.{layer}.weight", f"layers.{layer}.bias"
+            delta = None if deltas is None else deltas[layer]
+            if weight in layouts:
+                wide = a
+                if layouts[weight].bias is not None:
+                    ones = xp.ones((a.shape[0], 1), dtype=a.dtype, device=device(a))
+                    wide = xp.concat([a, ones], axis=1)
+                by_root = None if delta is None else xp.permute_dims(delta, (1, 0, 2))[:, :, None]
+                visit(
+                    LayerTerm(
+                        site=weight, inputs=wide[:, None], deltas=by_root, kept=None, first=True
+                    )
+                )
+            if delta is None or {weight, bias} <= covered:
+                continue
+            squares = xp.sum(delta * delta, axis=1)
+            if weight not in covered:
+                sums[weight] = squares.T @ (a * a)
+                norms[weight] = xp.sum(squares, axis=1) * xp.sum(a * a, axis=1)
+            if bias not in covered:
+                sums[bias], norms[bias] = xp.sum(squares, axis=0), xp.sum(squares, axis=1)
+        return sums, norms
+
+    def diagonal_sum(
+        self, inputs: Array, roots: Array | Callable[[Array], Array]
+    ) -> tuple[Array, Array]:
+        """Σ_i Σ_k (U_i J_i)∘² (p,), and its sums over each site for each example (n, sites)."""
+        xp = self._xp
+        sums, norms = self.layer_terms(inputs, roots, {}, lambda term: None)
+        flat = [xp.reshape(sums[s.name], (-1,)) for s in self._sites]
+        return xp.concat(flat, axis=0), xp.stack([norms[s.name] for s in self._sites], axis=1)
+
+    def _reverse(
+        self, inputs: Array, roots: Array | Callable[[Array], Array] | None
+    ) -> tuple[list[Array], list[Array] | None]:
+        """Inputs (n, i) of every layer, and the roots' gradients (n, k, o) at its outputs."""
+        xp = self._xp
+        activations, z, slopes = self._trace(self.checked(inputs))
+        if roots is None:
+            return activations, None
+        U = roots(z) if callable(roots) else roots
+        delta = self._own("roots", U, (len(activations[0]), None, self.network.sizes[-1]))
+        deltas = [delta]
+        for layer in range(len(self.network.weights) - 1, 0, -1):
+            delta = xp.matmul(delta, self.network.weights[layer]) * slopes[layer - 1][:, None, :]
+            deltas.append(delta)
+        return activations, deltas[::-1]
 
     def jvp(self, inputs: Array, direction: Array) -> Array:
         """J_i δ (n, C) for δ (p,)."""

@@ -87,6 +87,51 @@ def test_b10_from_help_to_a_precision(capsys, bert, reviews, tmp_path):
     assert json.loads(out)["contents"].startswith("PrecisionTree(isotropic")
 
 
+@pytest.mark.parametrize(
+    ("structure", "options"),
+    [("gram", {}), ("kronecker", {"sharing": "reduce"}), ("ekfac", {}),
+     ("block", {"params": "classifier*"}),
+     ("lowrank+diagonal", {"rank": 3, "params": "*output.dense*"})],
+)  # fmt: skip
+def test_b10_every_structure_from_the_command_line(
+    capsys, bert, reviews, tmp_path, structure, options
+):
+    file = tmp_path / "p.safetensors"
+    flags = [x for k, v in options.items() for x in (f"--{k}", v)]
+    command = ("estimate", bert, reviews, "--text", "review", "--dtype", "float64", "--out", file)
+    code, out, err = run(capsys, *command, "--structure", structure, *flags, "--batch-size", "4")
+    assert (code, err) == (0, "")
+    assert f"PrecisionTree({structure}" in out
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(bert).double()
+    expected = estimate_precision(model, tokens(bert, reviews)[0], structure=structure, **options)
+    found = PrecisionTree.load(file)
+    assert list(found) == list(expected)
+    largest = max(float(np.abs(p.diagonal()).max()) for p in expected.values())
+    for name in expected:
+        off = np.abs(found[name].diagonal() - expected[name].diagonal()).max()
+        assert off <= 1e-9 * largest
+    code, out, _ = run(capsys, "inspect", file, "--json")
+    assert code == 0
+    facts = json.loads(out)["facts"]["facts"]
+    assert facts["structure"] == structure
+    assert {k: v for k, v in facts.items() if k in ("sharing", "rank")}.items() >= {
+        k: v for k, v in options.items() if k != "params"
+    }.items()
+
+
+def test_structures_that_do_not_fit_say_what_to_do(capsys, bert, reviews, tmp_path):
+    command = ("estimate", bert, reviews, "--text", "review", "--out", tmp_path / "p.safetensors")
+    for flags, words in (
+        (("--structure", "dense"), "kronecker"),
+        (("--sharing", "both"), "expand, reduce"),
+        (("--rank", "0"), "rank"),
+        (("--structure", "kronecker", "--params", "*LayerNorm*"), "linear layers"),
+    ):
+        code, _, err = run(capsys, *command, *flags)
+        assert code in (1, 2)
+        assert words in err
+
+
 def test_labels_of_the_file_give_the_empirical_fisher(capsys, bert, reviews, tmp_path):
     code, *_ = run(
         capsys, "fisher", bert, reviews, "--text", "review", "--label", "stars", "--labels", "data",

@@ -9,12 +9,12 @@ import numpy as np
 
 from ...backend import to_numpy
 from ...errors import InvalidInputError
+from ...model import SiteLayout
 from ...model.sites import is_shape
 from ...types import NumpyArray
 from .coordinatewise import Diagonal, Isotropic
 from .factored import EKFAC, Gram, Kronecker
 from .joint import DenseBlock, LowRankDiagonal
-from .layout import SiteLayout
 from .protocol import Precision
 from .wrappers import Implicit, Masked, Scaled, Sum
 

@@ -15,8 +15,18 @@ from ._console import JsonOption, QuietOption, ThreadsOption, print_json, stderr
 def _known_structure(name: str) -> str:
     from ..core.fisher.precision import STRUCTURES
 
-    if name not in STRUCTURES:
-        raise typer.BadParameter(f"{name!r} was given; choose one of {', '.join(STRUCTURES)}.")
+    return _one_of(name, STRUCTURES)
+
+
+def _known_sharing(name: str) -> str:
+    from ..core.fisher.structures import SHARINGS
+
+    return _one_of(name, SHARINGS)
+
+
+def _one_of(name: str, known: tuple[str, ...]) -> str:
+    if name not in known:
+        raise typer.BadParameter(f"{name!r} was given; choose one of {', '.join(known)}.")
     return name
 
 
@@ -30,9 +40,23 @@ def estimate(
     structure: Annotated[
         str,
         typer.Option(
-            callback=_known_structure, help="diagonal, or isotropic: one number a parameter tensor."
+            callback=_known_structure,
+            help="diagonal; isotropic: one number a parameter tensor; kronecker (K-FAC) and ekfac: "
+            "two factors a layer; gram: second moments of each layer's inputs (RegMean, no "
+            "labels); block: dense, for small sites; lowrank+diagonal.",
         ),
     ] = "diagonal",
+    sharing: Annotated[
+        str,
+        typer.Option(
+            callback=_known_sharing,
+            help="For kronecker and ekfac over sequences: expand counts every position, reduce "
+            "adds up those of an example first.",
+        ),
+    ] = "expand",
+    rank: Annotated[
+        int, typer.Option(min=1, help="For lowrank+diagonal: directions kept a site.")
+    ] = 16,
     labels: _job.RuleOption = _job.Rule.EXACT,
     draws: _job.DrawsOption = 1,
     top: _job.TopOption = None,
@@ -85,7 +109,8 @@ def estimate(
         first = only_first()
         with bar(stderr() if first and not (quiet or json) else None, "Precision") as callback:
             tree = estimate_precision(
-                job.model, job.data, structure=structure, labels=rule, params=params,
+                job.model, job.data, structure=structure, sharing=sharing, rank=rank,
+                labels=rule, params=params,
                 engine=engine, batch_size=batch_size, relative_error=relative_error, seed=seed,
                 n_jobs=jobs, callback=callback, **job.options,
             )  # fmt: skip

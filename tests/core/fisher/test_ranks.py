@@ -53,6 +53,11 @@ if __name__ == "__main__":
         per_example_fishers(net(), batches(), store=out + "/s", shard_examples=4, seed=3)
     tree = estimate_precision(net(), batches(), labels=SampledLabels(2), seed=3)
     tree.save(f"{out}/p{os.environ.get('RANK', 'alone')}.safetensors")
+    if "structures" in sys.argv:
+        for structure in ("gram", "kronecker", "ekfac", "block", "lowrank+diagonal"):
+            data = list(batches())
+            tree = estimate_precision(net(), data, structure=structure, rank=2, seed=3)
+            tree.save(f"{out}/{structure}{os.environ.get('RANK', 'alone')}.safetensors")
 """
 
 
@@ -104,6 +109,24 @@ def test_b8_two_ranks_write_the_store_and_the_precision_of_one(tmp_path, script)
             assert two.trace_errors[name] == pytest.approx(one.trace_errors[name], rel=1e-10)
     first, second = ((tmp_path / "two" / f"p{r}.safetensors").read_bytes() for r in range(2))
     assert first == second
+
+
+def test_b8_two_ranks_make_every_structure_of_one(tmp_path, script):
+    code, _, err = ended(start(script, tmp_path, "structures", folder=tmp_path))
+    assert code == 0, err
+    code, _, err = ended(torchrun(script, tmp_path, "structures", folder=tmp_path))
+    assert code == 0, err
+    for structure in ("gram", "kronecker", "ekfac", "block", "lowrank+diagonal"):
+        one, *two = (
+            PrecisionTree.load(tmp_path / f"{structure}{who}.safetensors")
+            for who in ("alone", "0", "1")
+        )
+        for name in one:
+            dense = one[name].to_dense()
+            for tree in two:
+                off = np.abs(tree[name].to_dense() - dense).max()
+                assert off <= 1e-10 * np.abs(dense).max()
+                assert tree.trace_errors[name] == pytest.approx(one.trace_errors[name], rel=1e-8)
 
 
 def test_b8_a_killed_rank_ends_the_run_with_a_message_and_it_resumes(tmp_path, script):

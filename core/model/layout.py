@@ -9,8 +9,8 @@ from math import prod
 import numpy as np
 from array_api_compat import array_namespace
 
-from ...errors import InvalidInputError
-from ...types import Array
+from ..errors import InvalidInputError
+from ..types import Array
 
 OUTPUTS = ("first", "last")
 

@@ -1,0 +1,112 @@
+"""Sums of squared gradients over the examples of a batch, without a gradient an example kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import Tensor
+
+from ._layer_calls import Call, chosen
+from ._layer_rules import Grads
+
+# Per-example gradients that are only squared and summed take at most this many bytes at a time.
+BLOCK_BYTES = 32 << 20
+
+
+class SquareSums:
+    """Σ over examples and roots of the squared gradients of some parameters.
+
+    Attributes
+    ----------
+    sums : dict of str to Tensor
+        By parameter, of its shape.
+    norms : dict of str to Tensor (n,)
+        The same summed over the entries instead of the examples.
+    """
+
+    def __init__(self, names: Mapping[Tensor, str], calls: Sequence[Call]) -> None:
+        self._names = names
+        self._groups = [
+            members
+            for members in groups_of(names, calls)
+            if any(p in names for m in members for p in calls[m].layer.parameters(recurse=False))
+        ]
+        self.sums: Grads = {}
+        self.norms: Grads = {}
+
+    def add(self, calls: Sequence[Call], deltas: Sequence[Tensor | None]) -> None:
+        """Some roots more."""
+        for members in self._groups:
+            short = len(members) == 1 and self._short_way(calls[members[0]], deltas[members[0]])
+            if not short:
+                self._long_way([(calls[m], deltas[m]) for m in members])
+
+    def _tell(self, name: str, total: Tensor, norms: Tensor, part: slice, n: int) -> None:
+        if name in self.sums:
+            self.sums[name] += total
+        else:
+            self.sums[name] = total.contiguous()
+            self.norms[name] = norms.new_zeros(n)
+        self.norms[name][part] += norms
+
+    def _short_way(self, call: Call, delta: Tensor | None) -> bool:
+        """By the layer's own rule for sums of squares, where it has one."""
+        if delta is None:
+            return True
+        if call.rule.square_sum is None or call.rule.square_norms is None:
+            return False
+        sums = call.rule.square_sum(call.layer, call.ready(), delta)
+        if sums is None:
+            return False
+        norms = call.rule.square_norms(call.layer, call.ready(), delta)
+        for name, total in chosen(self._names, call.layer, sums):
+            own = dict(chosen(self._names, call.layer, norms))[name]
+            self._tell(name, total, own, slice(None), call.shape[0])
+        return True
+
+    def _long_way(self, members: Sequence[tuple[Call, Tensor | None]]) -> None:
+        """Gradients of a few examples at a time, squared and added."""
+        n = members[0][0].shape[0]
+        size = sum(p.numel() * p.element_size() for c, _ in members for p in c.layer.parameters())
+        step = max(1, BLOCK_BYTES // max(1, size))
+        k = next((len(d) for _, d in members if d is not None), 0)
+        for j in range(k):
+            for start in range(0, n, step):
+                part = slice(start, start + step)
+                found = (
+                    (name, start, g)
+                    for call, delta in members
+                    if delta is not None
+                    for name, g in chosen(
+                        self._names,
+                        call.layer,
+                        call.rule.per_example(call.layer, call.ready()[part], delta[j, part]),
+                    )
+                )
+                for name, _, g in summed(found):
+                    squares = g.square_()
+                    self._tell(name, squares.sum(0), squares.flatten(1).sum(1), part, n)
+
+
+def groups_of(names: Mapping[Tensor, str], calls: Sequence[Call]) -> list[list[int]]:
+    """Calls that share a named parameter, together; calls without any, alone."""
+    owner: dict[str, list[int]] = {}
+    for i, call in enumerate(calls):
+        own = [n for p in call.layer.parameters(recurse=False) if (n := names.get(p)) is not None]
+        joined = [i]
+        for group in {id(owner[n]): owner[n] for n in own if n in owner}.values():
+            joined = group + joined
+        for c in joined:
+            for p in calls[c].layer.parameters(recurse=False):
+                owner[names.get(p, "")] = joined
+    owner.pop("", None)
+    return list({id(g): g for g in owner.values()}.values())
+
+
+def summed(grads: Iterable[tuple[str, int, Tensor]]) -> list[tuple[str, int, Tensor]]:
+    """Gradients of several uses of one parameter added."""
+    sums: dict[tuple[str, int], Tensor] = {}
+    for name, start, g in grads:
+        key = name, start
+        sums[key] = sums[key] + g if key in sums else g
+    return [(name, start, g) for (name, start), g in sums.items()]
