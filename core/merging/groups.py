@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import InvalidInputError
+from ..fisher.structures import SiteLayout
 from ..fisher.structures.coordinatewise import Diagonal, Isotropic
-from ..fisher.structures.layout import SiteLayout
 from ..fisher.structures.protocol import Precision
 from ..types import Array
 
