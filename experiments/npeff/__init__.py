@@ -2,4 +2,5 @@
 
 STUDIES = {
     "npeff-e1": "planted",
+    "npeff-e2": "known_rules",
 }

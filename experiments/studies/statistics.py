@@ -43,12 +43,12 @@ class Interval:
 
 
 def t_interval(values: Values, *, level: float = 0.95) -> Interval:
-    """Student's interval of the mean of independent values.
+    """Student's interval of the mean of independent values; of one value, the whole line.
 
     Raises
     ------
     InvalidInputError
-        Fewer than two values, or NaN among them.
+        No value, or NaN among them.
 
     Examples
     --------
@@ -57,7 +57,9 @@ def t_interval(values: Values, *, level: float = 0.95) -> Interval:
     """
     from scipy.stats import t
 
-    v = _checked(values)
+    v = _checked(values, least=1)
+    if len(v) == 1:
+        return Interval(float(v[0]), -np.inf, np.inf, 1)
     half = float(t.ppf(0.5 + level / 2, len(v) - 1) * v.std(ddof=1) / np.sqrt(len(v)))
     mean = float(v.mean())
     return Interval(mean, mean - half, mean + half, len(v))
@@ -140,10 +142,10 @@ def holm(p_values: Values) -> FloatArray:
     return out
 
 
-def _checked(values: Values) -> FloatArray:
+def _checked(values: Values, least: int = 2) -> FloatArray:
     v = np.asarray(values, dtype=np.float64)
-    if v.ndim != 1 or len(v) < 2 or not np.isfinite(v).all():
+    if v.ndim != 1 or len(v) < least or not np.isfinite(v).all():
         raise InvalidInputError(
-            f"Values {v.tolist()} were given; at least two finite numbers are needed."
+            f"Values {v.tolist()} were given; at least {least} finite numbers are needed."
         )
     return v

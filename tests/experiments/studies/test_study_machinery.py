@@ -278,6 +278,7 @@ def test_intervals_cover_as_often_as_they_say():
     d = draws[0]
     exact = stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=np.inf)
     assert paired_p(d) == pytest.approx(exact.pvalue, rel=1e-12)
+    assert t_interval([3.0]) == Interval(3.0, -np.inf, np.inf, 1)  # one seed decides nothing
     with pytest.raises(InvalidInputError, match="finite"):
         t_interval([1.0, float("nan")])
 
