@@ -3,4 +3,5 @@
 STUDIES = {
     "npeff-e1": "planted",
     "npeff-e2": "known_rules",
+    "npeff-e7": "multi_factor",
 }

@@ -38,21 +38,16 @@ STEP_SIZES = (1e-3, 3e-3, 1e-2, 3e-2)
 
 
 def units(quick: bool) -> list[dict[str, Any]]:
-    """Every problem, noise and solver; quick: one noise, two seeds, fewer examples."""
+    """Every problem and noise, mu-gd at the deciding one; quick: two problems and seeds."""
     if quick:
         return grid(range(2), problem=list(PROBLEMS)[:2], noise=[0.1], solver=["pals"], n=[120])
-    solvers = {"diagonal": ["hals"]}
-    return [
-        settings
-        for problem in PROBLEMS
-        for settings in grid(
-            range(5),
-            problem=[problem],
-            noise=NOISES,
-            solver=solvers.get(problem, ["pals", "mu-gd"]),
-            n=[300],
-        )
-    ]
+    found = []
+    for problem in PROBLEMS:
+        own = "hals" if problem == "diagonal" else "pals"
+        found += grid(range(5), problem=[problem], noise=NOISES, solver=[own], n=[300])
+        if own == "pals":
+            found += grid(range(5), problem=[problem], noise=[DECIDING], solver=["mu-gd"], n=[300])
+    return found
 
 
 def unit(settings: Settings) -> Mapping[str, Any]:
