@@ -3,5 +3,6 @@
 STUDIES = {
     "npeff-e1": "planted",
     "npeff-e2": "known_rules",
+    "npeff-e5": "selective_moves",
     "npeff-e7": "multi_factor",
 }

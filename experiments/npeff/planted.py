@@ -163,7 +163,7 @@ def summarise(rows: Rows) -> Summary:
     for problem in rows.distinct("problem"):
         own = rows.where(problem=problem)
         for solver in own.distinct("solver"):
-            for noise in own.distinct("noise"):
+            for noise in own.where(solver=solver).distinct("noise"):
                 cell = own.where(solver=solver, noise=noise)
                 cosine = t_interval(cell.values("cosine"))
                 ratio = t_interval(cell.values("loss_over_planted")) if noise else None
