@@ -4,5 +4,8 @@ STUDIES = {
     "npeff-e1": "planted",
     "npeff-e2": "known_rules",
     "npeff-e5": "selective_moves",
+    "npeff-e6": "held_out",
     "npeff-e7": "multi_factor",
+    "npeff-e9": "unlearning",
+    "npeff-e10": "ablations",
 }

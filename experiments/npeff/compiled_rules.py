@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...core.types import FloatArray, IntArray, NumpyArray
+from ...core.types import IntArray, NumpyArray
 
 SYMBOLS, LENGTH, CLASSES = 16, 10, 4
 KINDS = ("contains", "first", "last", "twice", "both", "after")
@@ -130,7 +130,7 @@ def compile_rules(rules: list[Rule]) -> object:
         SYMBOLS + 1, LENGTH + 1, axes.width, CLASSES,
         [(1, size, max(len(pairs), 1)), (len(gathered), 2, len(rules))],
     ).to(torch.float64)  # fmt: skip
-    w = {name: np.zeros(p.shape) for name, p in model.named_parameters()}
+    w: dict[str, NumpyArray] = {name: np.zeros(p.shape) for name, p in model.named_parameters()}
     w["tokens.weight"][:, symbol] = np.eye(SYMBOLS + 1)
     w["tokens.weight"][:, one] = 1.0
     w["places.weight"][:, place] = np.eye(LENGTH + 1)
@@ -160,7 +160,7 @@ def compile_rules(rules: list[Rule]) -> object:
 
 
 def _gather(
-    w: dict[str, FloatArray],
+    w: dict[str, NumpyArray],
     h: int,
     rule: Rule,
     feature: int,

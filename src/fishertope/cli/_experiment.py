@@ -167,7 +167,7 @@ def _tell(advance: Callback, done: int, total: int) -> None:
 def _show(result: StudyRun) -> None:
     console = stdout()
     if not console.is_terminal:
-        console.width = max(console.width, 160)  # an interval that is cut is a wrong interval
+        console.width = max(console.width, 260)  # an interval that is cut is a wrong interval
     if result.summary is None:
         console.print(
             f"{result.study.id}: {result.done} of {result.total} units are done. {_LATER}",
