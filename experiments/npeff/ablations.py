@@ -157,8 +157,8 @@ def summarise(rows: Rows) -> Summary:
             "one of them permuted). AUROC: mean over the pairs of digits that are the two "
             "likeliest answers of at least 10 of these examples, best component chosen on one half "
             "and judged on the other.",
-            f"Default: {_default_text()}; projection 0 and rank 0 mean none. Data: gradients at the data's own labels (the "
-            "empirical Fisher), which is no Fisher of the model.",
+            f"Default: {_default_text()}; projection 0 and rank 0 mean none. Data: gradients at "
+            "the data's own labels (the empirical Fisher), which is no Fisher of the model.",
         ],
     )  # fmt: skip
 

@@ -260,6 +260,20 @@ def _until(units: Iterable[Settings], end: float | None) -> Iterator[Settings]:
         yield settings
 
 
+def run_unit(study: Study, settings: Settings) -> Row:
+    """One unit by itself, as a run of the study would do it.
+
+    Raises
+    ------
+    SolveFailedError
+        With the unit's traceback.
+    """
+    row = _run(study.id, study.version, study.needs, study.unit, settings)
+    if isinstance(row, str):
+        raise SolveFailedError(row)
+    return row
+
+
 def _run(
     name: str,
     version: int,
