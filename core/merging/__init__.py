@@ -1,6 +1,14 @@
 """Merging of models: one anchored quadratic, its solvers, and the named methods."""
 
+from .agreement import Agreement as Agreement, agreement_test as agreement_test
+from .align import Alignment as Alignment, align as align
 from .anchors import Anchor as Anchor, Damping as Damping
+from .lora import (
+    LoRA as LoRA,
+    applied as applied,
+    merge_lora as merge_lora,
+    read_adapter as read_adapter,
+)
 from .merge import merge as merge
 from .methods import (
     DARE as DARE,
@@ -26,6 +34,24 @@ from .methods import (
     WiSEFT as WiSEFT,
 )
 from .problem import MergeProblem as MergeProblem
+from .search import (
+    Difference as Difference,
+    Dirichlet as Dirichlet,
+    Evolution as Evolution,
+    Exhaustive as Exhaustive,
+    ExpectedImprovement as ExpectedImprovement,
+    GreedySoup as GreedySoup,
+    LogRatios as LogRatios,
+    PairGrid as PairGrid,
+    SimplexLattice as SimplexLattice,
+    SobolSimplex as SobolSimplex,
+    SuccessiveHalving as SuccessiveHalving,
+    Trial as Trial,
+    WeightSearch as WeightSearch,
+    greedy_soup as greedy_soup,
+    nested_splits as nested_splits,
+    search_weights as search_weights,
+)
 from .sites import SiteAction as SiteAction, SitePolicy as SitePolicy
 from .solution import MergeSolution as MergeSolution, SiteReport as SiteReport
 from .solve import solve as solve
