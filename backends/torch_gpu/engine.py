@@ -294,7 +294,8 @@ class ModuleEngine:
     def jvp(self, inputs: Any, direction: Any) -> torch.Tensor:
         """J_i δ (n, C): one forward-mode pass."""
         inputs = self._moved(inputs)
-        with self._quiet(), torch.no_grad():
+        # Fused attention has no forward-mode rule, its plain form has.
+        with self._quiet(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             tangents = unflatten(self._tensor(direction), self._sites)
             parameters = self._parameters()
             return jvp(lambda q: self._call(q, inputs), (parameters,), (dict(tangents),))[1]

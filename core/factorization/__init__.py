@@ -1,5 +1,6 @@
 """Non-negative factorization of per-example Fishers (NPEFF)."""
 
+from .attribution import token_attributions as token_attributions
 from .checkpoint import Checkpoint as Checkpoint
 from .compare import matched_cosines as matched_cosines
 from .effect import (

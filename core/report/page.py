@@ -8,10 +8,10 @@ from .markup import Content, Html, join, tag
 
 STYLE = """
 :root,:scope{--paper:#fdfdfc;--card:#fff;--ink:#1c1f24;--soft:#5b6470;--faint:#d4d8de;--c1:#2563eb;
---c2:#c2570c;--c3:#64748b;--c4:#047857;--c5:#a21caf;--heat:37 99 235;color-scheme:light dark}
+--c2:#c2570c;--c3:#64748b;--c4:#047857;--c5:#a21caf;--heat:37 99 235;--warm:194 87 12;color-scheme:light dark}
 @media(prefers-color-scheme:dark){:root,:scope{--paper:#14161a;--card:#1c1f25;--ink:#e8eaed;
 --soft:#a3abb7;--faint:#3a404a;--c1:#7aa5ff;--c2:#f2a35e;--c3:#94a3b8;--c4:#4ecb9c;--c5:#e58bf0;
---heat:96 146 255}}
+--heat:96 146 255;--warm:242 163 94}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
@@ -62,6 +62,21 @@ margin:1.1rem 0 .6rem;padding:0;list-style:none;max-width:none}
 .facts b{color:var(--ink)}
 .card .strip{display:grid;grid-template-columns:repeat(6,1fr);gap:.35rem}
 .card .strip span{width:100%!important}
+.quotes{list-style:none;padding:0;margin:.35rem 0;font-size:.88rem;line-height:1.45}
+.quotes li{padding:.18rem 0 .18rem .6rem;border-left:2px solid var(--faint);margin:.25rem 0;
+overflow-wrap:anywhere}
+.quotes li.marked{border-left-color:var(--c2)}
+.quotes small{color:var(--soft)}
+mark{background:rgb(var(--heat)/calc(var(--s,0)*.6));color:inherit;border-radius:.2rem;
+padding:0 .08em}
+mark.less{background:none;box-shadow:inset 0 -.14em 0 rgb(var(--warm)/calc(var(--s,0)*.9))}
+.big{font-size:1.02rem;font-weight:600;line-height:1.3}
+.stat{font-size:.84rem;color:var(--soft)}
+.stat b{color:var(--ink)}
+.stat .good{color:var(--c4)}
+.chips{display:flex;flex-wrap:wrap;gap:.25rem;margin:.3rem 0;padding:0;list-style:none}
+.chips li{font-size:.76rem;border:1px solid var(--faint);border-radius:1rem;padding:.03rem .5rem;
+color:var(--soft)}
 .plain{list-style:none;padding:0;font-size:.9rem;margin:.3rem 0}
 details{margin:.6rem 0}
 summary{cursor:pointer;color:var(--c1)}
