@@ -43,7 +43,7 @@ $(call STAMP,demo): $(BIN)/python pyproject.toml constraints.txt setup.cfg
 	@rm -f $(VENV)/.installed-demo-* && touch $@
 
 $(call STAMP,test): $(BIN)/python pyproject.toml constraints.txt setup.cfg
-	$(BIN)/pip install -q -c constraints.txt -e '.[torch,hf,parquet,sklearn,text,test]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[torch,hf,parquet,hdf5,sklearn,text,test]'
 	@rm -f $(VENV)/.installed-* && touch $@
 
 clean:

@@ -13,6 +13,10 @@ from .history import History as History
 from .lift import lift as lift
 from .method import DiagonalNPEFF as DiagonalNPEFF, LowRankNPEFF as LowRankNPEFF
 from .perturbation import component_direction as component_direction, perturb as perturb
+from .reference_files import (
+    ReferenceDecomposition as ReferenceDecomposition,
+    read_reference as read_reference,
+)
 from .result import Factorization as Factorization
 from .stability import (
     Ambiguity as Ambiguity,

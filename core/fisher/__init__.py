@@ -17,6 +17,7 @@ from .reduction import (
     ThinSVD as ThinSVD,
     TopK as TopK,
 )
+from .reference_files import ReferenceFishers as ReferenceFishers
 from .store import FisherStore as FisherStore, save_fishers as save_fishers
 from .structures import (
     EKFAC as EKFAC,

@@ -28,7 +28,7 @@ def component_table(report: DecompositionReport) -> Table:
             name="what it tracks",
             left=True,
             help="the feature that fits best, chosen on one half of the examples; in brackets "
-            f"where the other half does not bear it out (AUROC ≥ {report.least_auroc:g} and corrected "
+            f"where the other half does not bear it out (AUROC ≥ {report.least_auroc:g}, corrected "
             f"p ≤ {report.most_p:g})",
         ),
         Column(

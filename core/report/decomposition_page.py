@@ -14,6 +14,7 @@ from .figures import COLOURS, FAINT, INK, bars, curves, figure_svg, heatmap
 from .images import image_strip
 from .markup import Content, Html, join, tag
 from .page import Page, bullets, card, details, grid, key_facts, note, paragraph
+from .tables import Cell, Column, Table
 from .trace_picture import trace_svg
 
 if TYPE_CHECKING:
@@ -119,7 +120,8 @@ def _evidence(report: DecompositionReport, f: Finding) -> Html:
     top = round(f.in_top * (0 if found is None else found.n_top))
     size = 0 if found is None else found.n_top
     return tag(
-        "p", "AUROC ", tag("b", f"{f.auroc:.2f}"), " held out, ", tag("b", f"p {_p(f.p_corrected)}"),
+        "p", "AUROC ", tag("b", f"{f.auroc:.2f}"), " held out, ",
+        tag("b", f"p {_p(f.p_corrected)}"),
         f" · {top} of {size} strongest, {f.in_all:.0%} of all", class_="stat",
     )  # fmt: skip
 
@@ -279,8 +281,6 @@ def _each(report: DecompositionReport) -> list[Html]:
 
 
 def _findings_table(findings: Sequence[Finding]) -> Html:
-    from .tables import Column, Table
-
     columns = [
         Column(name="feature", left=True),
         Column(name="AUROC held out", format=".2f"),
@@ -289,7 +289,7 @@ def _findings_table(findings: Sequence[Finding]) -> Html:
         Column(name="in its strongest", format=".0%"),
         Column(name="in all", format=".0%"),
     ]
-    rows = [
+    rows: list[list[Cell]] = [
         [f.feature, f.auroc, f.naming_auroc, f.p_corrected, f.in_top, f.in_all] for f in findings
     ]
     return Table(columns=columns, rows=rows).html()

@@ -102,8 +102,8 @@ def text_features(
     Examples
     --------
     >>> found = text_features(["not good", "so good!", "no"] * 4, min_count=4)
-    >>> [f.name for f in found if f.mask[0] and f.kind != "word"]
-    ['negation']
+    >>> [f.name for f in found if f.mask.any() and f.kind != "word"]
+    ['negation', 'exclamation mark', 'words ≤ 1', 'words ≥ 2']
     """
     words = [set(w.lower().replace("’", "'") for w in _WORD.findall(t)) for t in texts]
     counts = Counter(w for each in words for w in each)

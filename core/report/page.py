@@ -8,7 +8,8 @@ from .markup import Content, Html, join, tag
 
 STYLE = """
 :root,:scope{--paper:#fdfdfc;--card:#fff;--ink:#1c1f24;--soft:#5b6470;--faint:#d4d8de;--c1:#2563eb;
---c2:#c2570c;--c3:#64748b;--c4:#047857;--c5:#a21caf;--heat:37 99 235;--warm:194 87 12;color-scheme:light dark}
+--c2:#c2570c;--c3:#64748b;--c4:#047857;--c5:#a21caf;--heat:37 99 235;--warm:194 87 12;
+color-scheme:light dark}
 @media(prefers-color-scheme:dark){:root,:scope{--paper:#14161a;--card:#1c1f25;--ink:#e8eaed;
 --soft:#a3abb7;--faint:#3a404a;--c1:#7aa5ff;--c2:#f2a35e;--c3:#94a3b8;--c4:#4ecb9c;--c5:#e58bf0;
 --heat:96 146 255;--warm:242 163 94}}
