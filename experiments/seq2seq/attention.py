@@ -189,7 +189,8 @@ class Attention(nn.Module):
             if cache is not None and source is None:
                 keys, values = cache.append(keys, values)
             elif cache is not None:
-                cache.fixed(keys, values)
+                # matmul would copy a strided view at every step.
+                cache.fixed(keys.contiguous(), values.contiguous())
         logits = query @ keys.transpose(-1, -2)
         if bias is not None:
             logits = logits + bias

@@ -119,16 +119,20 @@ class _Cleaner:
         rules, lowered = self.rules, page.lower()
         for phrase in rules.page_phrases:
             if phrase in lowered:
-                return self._drop(f"phrase {phrase!r}")
+                self._drop(f"phrase {phrase!r}")
+                return None
         if self.bad is not None and self.bad.search(page):
-            return self._drop("bad word")
+            self._drop("bad word")
+            return None
         lines = [kept for line in page.splitlines() if (kept := self._line(line)) is not None]
         lines = self._without_repeats(lines)
         text = "\n".join(lines)
         if rules.min_sentences and len(_sentences(text)) < rules.min_sentences:
-            return self._drop("too few sentences")
+            self._drop("too few sentences")
+            return None
         if rules.language is not None and rules.language(text) < rules.min_language:
-            return self._drop("language")
+            self._drop("language")
+            return None
         return text
 
     def _drop(self, rule: str) -> None:

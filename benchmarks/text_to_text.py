@@ -1,0 +1,203 @@
+"""A training step, cached decoding and the input pipeline against transformers' T5.
+
+    pip install -e ".[torch,hf]"
+    python benchmarks/text_to_text.py --scales nano tiny small --threads 1 --out text_to_text.json
+
+Both sides have the same weights and the same batch; logits, loss and greedy tokens are compared
+before anything is timed, and samples of the two sides alternate. A step is forward, backward and
+Adafactor (torch's, the same object settings on both sides). Decoding is greedy with a cache, a
+fixed number of tokens. Peak memory is the resident peak of a process of its own for each side
+(Linux). The pipeline is span corruption of the manual that ships with Python, in tokens a second,
+beside the tokens that a step of the tiny size reads in a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from fisher_rows import compare
+from rich.console import Console
+from rich.table import Table
+
+from fishertope.core.backend import thread_limit
+from fishertope.experiments.seq2seq import Seq2Seq, Seq2SeqConfig, shift_right, token_loss
+from fishertope.experiments.seq2seq.checkpoints import save_pretrained
+from fishertope.experiments.seq2seq.decoding import greedy
+from fishertope.experiments.text2text.optimizers import adafactor
+
+SCALES = {
+    "nano": ((64, 256, 16, 4, 2), 1_024, 64, 14),
+    "tiny": ((128, 512, 32, 4, 4), 4_096, 128, 29),
+    "small": ((256, 1_024, 32, 8, 4), 4_096, 128, 29),
+}
+BATCH = 32
+NEW_TOKENS = 32
+
+
+def both(scale: str) -> tuple[Seq2Seq, Any, torch.Tensor, torch.Tensor]:
+    """Our model and theirs with the same weights, and a batch."""
+    import tempfile
+
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    (d, ff, kv, heads, layers), vocab, n, m = SCALES[scale]
+    config = Seq2SeqConfig(
+        vocab_size=vocab, d_model=d, d_ff=ff, d_kv=kv, heads=heads, layers=layers, dropout=0.0
+    )
+    generator = torch.Generator().manual_seed(0)
+    ours = Seq2Seq(config, generator)
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(ours, folder)
+        theirs = transformers.T5ForConditionalGeneration.from_pretrained(folder)
+    inputs = torch.randint(2, vocab, (BATCH, n), generator=generator)
+    targets = torch.randint(2, vocab, (BATCH, m), generator=generator)
+    return ours, theirs, inputs, targets
+
+
+def stepper(model: Any, loss: Any) -> Any:
+    optimizer = adafactor(model.parameters(), rate=1e-6)
+    model.train()
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        optimizer.step()
+
+    return step
+
+
+def losses(ours: Seq2Seq, theirs: Any, inputs: Any, targets: Any) -> tuple[Any, Any]:
+    shifted = shift_right(targets)
+    mask = torch.ones_like(inputs)
+
+    def mine() -> torch.Tensor:
+        return token_loss(ours(inputs, shifted), targets)
+
+    def other() -> torch.Tensor:
+        loss: torch.Tensor = theirs(input_ids=inputs, attention_mask=mask, labels=targets).loss
+        return loss
+
+    return mine, other
+
+
+def verified(ours: Seq2Seq, theirs: Any, inputs: Any, targets: Any) -> float:
+    mine, other = losses(ours.eval(), theirs.eval(), inputs, targets)
+    with torch.no_grad():
+        gap = abs(float(mine()) - float(other()))
+    made = greedy(ours, inputs[:4], max_new_tokens=8)
+    made_there = theirs.generate(inputs[:4], max_new_tokens=8, do_sample=False)[:, 1:]
+    width = min(made.shape[1], made_there.shape[1])
+    if gap > 1e-4 or not torch.equal(made[:, :width], made_there[:, :width]):
+        raise SystemExit(f"the two sides differ: losses by {gap:.1e}, or in greedy tokens")
+    return gap
+
+
+def lines(scale: str, threads: int, pairs: int, sample: float) -> list[dict[str, Any]]:
+    ours, theirs, inputs, targets = both(scale)
+    gap = verified(ours, theirs, inputs, targets)
+    out = []
+    mine, other = losses(ours, theirs, inputs, targets)
+    found = compare(stepper(ours, mine), stepper(theirs, other), pairs, sample)
+    out.append({"what": "training step", "bound": 1.0, **found})
+    ours.eval()
+    theirs.eval()
+    # Ours ends when every row has ended, theirs not before so many tokens.
+    made = greedy(ours, inputs, max_new_tokens=NEW_TOKENS).shape[1]
+    if made != NEW_TOKENS:
+        raise SystemExit(f"our rows ended after {made} tokens; take another seed")
+
+    def ours_made() -> Any:
+        return greedy(ours, inputs, max_new_tokens=NEW_TOKENS)
+
+    def theirs_made() -> Any:
+        with torch.no_grad():
+            return theirs.generate(
+                inputs, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False
+            )
+
+    found = compare(ours_made, theirs_made, pairs, sample)
+    out.append({"what": f"greedy, {NEW_TOKENS} tokens", "bound": 0.5, **found})
+    return [{"scale": scale, "threads": threads, "gap": gap, **line} for line in out]
+
+
+def memory(scale: str, side: str) -> float:
+    """Resident peak in MiB of a process that trains five steps on one side."""
+    code = (
+        "import resource, sys, torch; sys.path.insert(0, 'benchmarks'); torch.set_num_threads(1)\n"
+        "import text_to_text as b\n"
+        f"ours, theirs, x, y = b.both({scale!r}); mine, other = b.losses(ours, theirs, x, y)\n"
+        f"model, loss = (ours, mine) if {side!r} == 'ours' else (theirs, other)\n"
+        "step = b.stepper(model, loss); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "[step() for _ in range(5)]\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    return float(done.stdout.split()[-1])
+
+
+def pipeline(seconds: float = 3.0) -> dict[str, Any]:
+    """Tokens a second of the input pipeline, one thread."""
+    from fishertope.experiments.data import load_manual
+    from fishertope.experiments.text2text import ByteVocabulary
+    from fishertope.experiments.text2text.batches import Lengths
+    from fishertope.experiments.text2text.streams import BatchStream, CorpusStream, tokenized
+
+    vocabulary, lengths = ByteVocabulary(), Lengths(inputs=128, targets=29)
+    stream = CorpusStream(tokenized(load_manual(), vocabulary), vocabulary, lengths)
+    batches = BatchStream(stream, lengths, batch_size=BATCH)
+    next(batches)
+    tokens, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        tokens += next(batches).n_tokens
+    return {"tokens_a_second": tokens / (time.perf_counter() - began)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scales", nargs="+", choices=list(SCALES), default=list(SCALES))
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--sample", type=float, default=0.5, help="Least seconds of a sample.")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    found, table = [], Table("size", "threads", "what", "ours / theirs", "interval", "bound")
+    for threads in options.threads:
+        with thread_limit(threads):
+            torch.set_num_threads(threads)
+            for scale in options.scales:
+                found += lines(scale, threads, options.pairs, options.sample)
+    for line in found:
+        table.add_row(line["scale"], str(line["threads"]), line["what"], f"{line['ratio']:.3f}",
+                      f"{line['low']:.3f} to {line['high']:.3f}", f"{line['bound']:.2f}")  # fmt: skip
+    peaks = {s: {side: memory(s, side) for side in ("ours", "theirs")} for s in options.scales}
+    for scale, peak in peaks.items():
+        table.add_row(scale, "1", "peak memory, MiB", f"{peak['ours'] / peak['theirs']:.3f}",
+                      f"{peak['ours']:.0f} against {peak['theirs']:.0f}", "1.00")  # fmt: skip
+    torch.set_num_threads(1)
+    flow = pipeline()
+    step = [x for x in found if x["scale"] == "tiny" and x["what"] == "training step"]
+    console = Console()
+    console.print(table)
+    if step:
+        eaten = BATCH * (128 + 29) / float(step[0]["ours"])
+        console.print(f"pipeline {flow['tokens_a_second']:,.0f} tokens/s, tiny training "
+                      f"{eaten:,.0f}: {flow['tokens_a_second'] / eaten:.0f} times")  # fmt: skip
+    if options.out:
+        options.out.write_text(json.dumps({"lines": found, "memory": peaks, "pipeline": flow}))
+
+
+if __name__ == "__main__":
+    main()
