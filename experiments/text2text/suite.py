@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fishertope.core.errors import InvalidInputError
+from fishertope.core.storage.atomic import parse_json
 from fishertope.experiments.data import (
     Sense,
     TextSplit,
@@ -272,11 +274,7 @@ def algorithmic(
 
     No word is on two sides. For tests and for what can be learned exactly.
     """
-    rules = {
-        "copy": lambda w: w,
-        "reverse": lambda w: w[::-1],
-        "sort": lambda w: "".join(sorted(w)),
-    }
+    rules = {"copy": _same, "reverse": _reversed, "sort": _sorted}
 
     def source(split: Split) -> Iterable[Record]:
         rng = np.random.default_rng(0)
@@ -337,3 +335,44 @@ def corpus(name: str, *, held_out: bool = False) -> list[str]:
         if bool(away) == held_out:
             documents.setdefault(group, []).append(text)
     return ["\n".join(parts) for parts in documents.values()]
+
+
+def file_corpus(path: Path) -> tuple[list[str], list[str]]:
+    """Documents of a text file, one a line: those to learn from, and a twentieth held out."""
+    if not path.is_file():
+        raise InvalidInputError(
+            f"{path} is no file; give a text file with one document a line, or wordnet or manual"
+        )
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if len(lines) < 2:
+        raise InvalidInputError(f"{path} has {len(lines)} documents; at least 2 are needed")
+    out = held_out_mask(lines, held_out=0.05, seed=0) if len(lines) >= 100 else np.zeros(1, bool)
+    out = np.broadcast_to(out, (len(lines),))
+    sides = [[t for t, away in zip(lines, out, strict=True) if bool(away) == s] for s in (0, 1)]
+    return sides[0], sides[1]
+
+
+def file_task(path: Path) -> Task:
+    """A task of a JSON-lines file with ``inputs`` and ``targets``; exact match.
+
+    A tenth of the lines, by a hash of their inputs, is the validation part, a tenth the test.
+    """
+    if not path.is_file():
+        raise InvalidInputError(f"{path} is no file; give JSON lines with inputs and targets")
+    records: list[Record] = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if line.strip():
+            record = parse_json(line, f"{path}, line {number}: this")
+            if not isinstance(record, dict) or not {"inputs", "targets"} <= set(record):
+                raise InvalidInputError(
+                    f"{path}, line {number} has no inputs and targets; give an object with both"
+                )
+            records.append(record)
+    if len(records) < 20:
+        raise InvalidInputError(f"{path} has {len(records)} examples; at least 20 are needed")
+    groups = [str(r["inputs"]) for r in records]
+    return Task(
+        name=path.stem, source=lambda split: _sided(records, groups, split),
+        format=lambda r: [{"inputs": str(r["inputs"]), "targets": str(r["targets"])}],
+        metrics=(metrics.exact_text,),
+    )  # fmt: skip

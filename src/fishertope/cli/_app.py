@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import _backends, _demo, _estimate, _experiment, _fisher, _inspect
+from . import _backends, _demo, _estimate, _experiment, _fisher, _inspect, _text
 
 app = typer.Typer(
     name="fishertope",
@@ -42,3 +42,4 @@ app.command("fisher")(_fisher.fisher)
 app.command("estimate")(_estimate.estimate)
 app.command("inspect")(_inspect.inspect)
 app.add_typer(_experiment.group, name="experiment")
+app.add_typer(_text.group, name="text")
