@@ -6,8 +6,8 @@
 Both sides have the same weights and the same batch; logits, loss and greedy tokens are compared
 before anything is timed, and samples of the two sides alternate. A step is forward, backward and
 Adafactor (torch's, the same object settings on both sides). Decoding is greedy with a cache, a
-fixed number of tokens. Peak memory is the resident peak of a process of its own for each side
-(Linux). The pipeline is span corruption of the manual that ships with Python, in tokens a second,
+fixed number of tokens. Memory is what training adds to the resident peak, in a process of its own
+for each side (Linux). The pipeline is span corruption of the manual that ships with Python, in tokens a second,
 beside the tokens that a step of the tiny size reads in a second.
 """
 
@@ -130,17 +130,26 @@ def lines(scale: str, threads: int, pairs: int, sample: float) -> list[dict[str,
     return [{"scale": scale, "threads": threads, "gap": gap, **line} for line in out]
 
 
+MEMORY = """
+import resource, sys
+import torch
+sys.path.insert(0, "benchmarks")
+import text_to_text as b
+torch.set_num_threads(1)
+ours, theirs, x, y = b.both({scale!r})
+mine, other = b.losses(ours, theirs, x, y)
+step = b.stepper(*((ours, mine) if {side!r} == "ours" else (theirs, other)))
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+for _ in range(5):
+    step()
+print(peak() - before)
+"""
+
+
 def memory(scale: str, side: str) -> float:
-    """Resident peak in MiB of a process that trains five steps on one side."""
-    code = (
-        "import resource, sys, torch; sys.path.insert(0, 'benchmarks'); torch.set_num_threads(1)\n"
-        "import text_to_text as b\n"
-        f"ours, theirs, x, y = b.both({scale!r}); mine, other = b.losses(ours, theirs, x, y)\n"
-        f"model, loss = (ours, mine) if {side!r} == 'ours' else (theirs, other)\n"
-        "step = b.stepper(model, loss); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "[step() for _ in range(5)]\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)\n"
-    )
+    """Growth of the resident peak in MiB by five training steps, in a process of its own."""
+    code = MEMORY.format(scale=scale, side=side)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -180,11 +189,12 @@ def main() -> None:
             for scale in options.scales:
                 found += lines(scale, threads, options.pairs, options.sample)
     for line in found:
+        interval = f"{line['low']:.3f} to {line['high']:.3f}"
         table.add_row(line["scale"], str(line["threads"]), line["what"], f"{line['ratio']:.3f}",
-                      f"{line['low']:.3f} to {line['high']:.3f}", f"{line['bound']:.2f}")  # fmt: skip
+                      interval, f"{line['bound']:.2f}")  # fmt: skip
     peaks = {s: {side: memory(s, side) for side in ("ours", "theirs")} for s in options.scales}
     for scale, peak in peaks.items():
-        table.add_row(scale, "1", "peak memory, MiB", f"{peak['ours'] / peak['theirs']:.3f}",
+        table.add_row(scale, "1", "memory of training, MiB", f"{peak['ours'] / peak['theirs']:.3f}",
                       f"{peak['ours']:.0f} against {peak['theirs']:.0f}", "1.00")  # fmt: skip
     torch.set_num_threads(1)
     flow = pipeline()
