@@ -7,8 +7,8 @@ Both sides have the same weights and the same batch; logits, loss and greedy tok
 before anything is timed, and samples of the two sides alternate. A step is forward, backward and
 Adafactor (torch's, the same object settings on both sides). Decoding is greedy with a cache, a
 fixed number of tokens. Memory is what training adds to the resident peak, in a process of its own
-for each side (Linux). The pipeline is span corruption of the manual that ships with Python, in tokens a second,
-beside the tokens that a step of the tiny size reads in a second.
+for each side (Linux). The pipeline is span corruption of the manual that ships with Python, in
+tokens a second, beside the tokens that a step of the tiny size reads in a second.
 """
 
 from __future__ import annotations
