@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from typing import Any
@@ -25,9 +25,12 @@ from .history import Recorder
 from .method import DiagonalNPEFF, LowRankNPEFF
 from .mu_gd import solve_mu_gd
 from .objective import kkt_residual
+from .online import solve_online
 from .pals import Point, evaluate, lower_coefficients
+from .penalty import Penalty
 from .problem import LowRankProblem
 from .result import Factorization, gauge_fixed
+from .stiefel import final_residual, solve_stiefel
 from .streamed import StreamedProblem, shared_fishers
 from .subspace import residuals, solve_pals, subspace_pays
 from .team import Share, Team, share_bounds
@@ -167,8 +170,7 @@ def _low_rank(
             else:
                 if start is not None and small is not None:
                     start = start[0], small.project(start[1])
-                solve = solve_pals if method.solver == "pals" else solve_mu_gd
-                point, status = solve(inside, method, rng, record, start)
+                point, status = solver_of(method)(inside, method, rng, record, start)
                 W, G = point.W, point.G
                 record.keep(DONE, {"W": W, "G": G}, {"status": status})
         if small is not None and not small.exact:
@@ -186,7 +188,7 @@ def _low_rank(
         sites=fishers.sites,
         method=method,
         status=status,
-        loss=point.loss,
+        loss=point.loss - problem.penalty.value(point.S),
         total=problem.total,
         residual=gradient,
         kkt=kkt,
@@ -211,13 +213,15 @@ def _opened(
         "normalize": method.normalize,
         "device": device,
         "team": team,
+        "penalty": Penalty(method.orthogonality, 2.0 / method.n_components),
     }
     if isinstance(fishers, FisherStore):
         template = np.zeros((0, 0))
         door = enter(template, backend=backend, device=device, kernel=Kernel.LOWRANK_PRODUCTS)
         streamed = StreamedProblem.from_store(fishers, backend=door.backend, **options)
         norms = team.gather(streamed.norms)
-        if method.solver == "pals" and not subspace_pays(streamed, method):
+        whole_steps = method.solver != "pals" or method.batch_examples is not None
+        if not whole_steps and not subspace_pays(streamed, method):
             return door, streamed.loaded(), norms
         return door, streamed, norms
     door = enter(fishers.rows, backend=backend, device=device, kernel=Kernel.LOWRANK_PRODUCTS)
@@ -306,9 +310,18 @@ def _finish(
 ) -> tuple[Point, float]:
     """W at its optimum for the final G (pals), everything computed afresh, and the residual."""
     point = evaluate(problem, W, G)
-    if method.solver == "pals" and status is not Status.STOPPED:
+    if method.solver in ("pals", "stiefel") and status is not Status.STOPPED:
         point = lower_coefficients(problem, point, sweeps=FINAL_SWEEPS, tol=FINAL_TOL)
+    if method.solver == "stiefel":
+        return point, final_residual(problem, point)
     return point, residuals(problem, point)
+
+
+def solver_of(method: LowRankNPEFF) -> Callable[..., tuple[Point, Status]]:
+    """The function that solves as ``method`` says."""
+    if method.batch_examples is not None:
+        return solve_online
+    return {"pals": solve_pals, "mu-gd": solve_mu_gd, "stiefel": solve_stiefel}[method.solver]
 
 
 def _check(

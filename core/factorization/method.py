@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..errors import InvalidInputError
 
-SOLVERS = ("pals", "mu-gd")
+SOLVERS = ("pals", "mu-gd", "stiefel")
 DIAGONAL_SOLVERS = ("hals", "mu")
 STARTS = ("nndsvd", "random")
 COMPRESSIONS = ("auto", "gram", "projected gram", "none")
@@ -21,17 +21,19 @@ class LowRankNPEFF:
     ----------
     n_components : int
         r.
-    solver : {"pals", "mu-gd"}
+    solver : {"pals", "mu-gd", "stiefel"}
         "pals": preconditioned alternating least squares with exact line searches in a growing
         subspace; no step size. "mu-gd": multiplicative updates of W and plain gradient descent
-        on G with a constant step, the baseline of the paper's code.
+        on G with a constant step, the baseline of the paper's code. "stiefel": orthonormal
+        components, GGᵀ = I, by Cayley steps with a monotone step rule.
     normalize : bool
         Divide each Fisher by its Frobenius norm, so that every example counts alike.
     n_starts : int
-        ("pals") Starts tried briefly, the best of which is continued: anchors and random ones
-        in turn.
+        ("pals", "stiefel") Starts tried briefly, the best of which is continued: anchors and
+        random ones in turn.
     max_steps : int
-        ("pals") Most refinements of the subspace after the starts; ("mu-gd") joint steps.
+        ("pals") Most refinements of the subspace after the starts; ("mu-gd") joint steps;
+        ("stiefel") windows of 16 steps; with ``batch_examples``, passes over the data.
     tol : float
         ("pals") Converged when the relative gradient ‖∇_G L‖/‖4(W̃∘B)ᵀA‖ and the relative KKT
         residual of W are below this, or 16 steps lower L by less than ``tol``²·T.
@@ -48,6 +50,13 @@ class LowRankNPEFF:
         taking each step with full-size products.
     sweeps : int
         ("pals") Coordinate-descent sweeps over W a step.
+    orthogonality : float
+        ("pals", "mu-gd") λ ≥ 0 of the penalty λ‖GGᵀ − (2/r)I‖²_F, which is part of the objective
+        but not of the loss that is reported.
+    batch_examples : int or None
+        ("pals") Online mode: steps on so many examples at a time with running sums of WᵀW and
+        (W̃∘B)ᵀA, for data of which even the rows projected to the subspace (h × 7r numbers) do not
+        fit into memory. Near the whole-data optimum, not at it.
     step_size, components_only_steps : float, int
         ("mu-gd") η, and how many gradient steps on G come before the joint steps.
 
@@ -77,6 +86,8 @@ class LowRankNPEFF:
     projection_dim: int = 2048
     subspace: bool = True
     sweeps: int = 3
+    orthogonality: float = 0.0
+    batch_examples: int | None = None
     step_size: float = 1e-3
     components_only_steps: int = 100
 
@@ -93,7 +104,17 @@ class LowRankNPEFF:
         )
         _check_choice("solver", self.solver, SOLVERS)
         _check_choice("compress", self.compress, COMPRESSIONS)
-        _check_at_least_zero(tol=self.tol)
+        _check_at_least_zero(tol=self.tol, orthogonality=self.orthogonality)
+        if self.batch_examples is not None:
+            _check_counts(batch_examples=(self.batch_examples, 1))
+        for name, used in (("orthogonality", self.orthogonality > 0), ("batch_examples",
+                           self.batch_examples is not None)):  # fmt: skip
+            allowed = ("pals", "mu-gd") if name == "orthogonality" else ("pals",)
+            if used and self.solver not in allowed:
+                raise InvalidInputError(
+                    f"{name}={getattr(self, name)!r} was given for solver={self.solver!r}; it is "
+                    f"accepted for {' and '.join(allowed)}."
+                )
         if not self.step_size > 0.0:
             raise InvalidInputError(
                 f"step_size={self.step_size!r} was given; a number > 0 is accepted."

@@ -15,8 +15,8 @@ from ..status import Status
 from ..types import Array
 from .history import Recorder
 from .method import LowRankNPEFF
-from .objective import component_gradient, gram, inner
-from .pals import Point, evaluate
+from .objective import gram, inner
+from .pals import Point, evaluate, penalised_gradient
 from .problem import LowRankProblem
 
 EPSILON = 1e-9
@@ -58,7 +58,7 @@ def solve_mu_gd(
                 H = xp.astype(S * S, W.dtype)
                 W = W * N / (xp.matmul(W, H) + EPSILON)
             pullback = problem.pullback(W, B)
-            gradient = component_gradient(W, G, S, pullback, problem.team)
+            gradient = penalised_gradient(problem, W, G, S, pullback)
             G = G - method.step_size * gradient
             if (step + 1) % LOSS_EVERY == 0:
                 point = evaluate(problem, W, G)

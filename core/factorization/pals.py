@@ -18,6 +18,7 @@ from ..types import Array
 from .history import Recorder
 from .objective import (
     coefficient_gram,
+    component_gradient,
     gram,
     inner,
     line_coefficients,
@@ -62,7 +63,23 @@ def evaluate(problem: LowRankProblem, W: Array, G: Array) -> Point:
     """The point at (W, G); one data product."""
     B, N = problem.products(G)
     S = gram(G)
-    return Point(W, G, B, N, S, loss_value(problem.total, W, N, S, problem.team))
+    return Point(W, G, B, N, S, objective_value(problem, W, N, S))
+
+
+def objective_value(problem: LowRankProblem, W: Array, N: Array, S: Array) -> float:
+    """L and the penalty."""
+    return loss_value(problem.total, W, N, S, problem.team) + problem.penalty.value(S)
+
+
+def penalised_gradient(
+    problem: LowRankProblem, W: Array, G: Array, S: Array, pullback: Array
+) -> Array:
+    """∇_G of L and the penalty (r, m)."""
+    gradient = component_gradient(W, G, S, pullback, problem.team)
+    if problem.penalty.weight:
+        pull = problem.xp.astype(problem.penalty.pull(S), G.dtype)
+        gradient = gradient + 4.0 * problem.xp.matmul(pull, G)
+    return gradient
 
 
 def lower_coefficients(
@@ -70,7 +87,7 @@ def lower_coefficients(
 ) -> Point:
     """W by coordinate descent for fixed G; never raises the loss, no data product."""
     W = problem.solve_coefficients(point.S, point.N, point.W, sweeps=sweeps, tol=tol)
-    loss = loss_value(problem.total, W, point.N, point.S, problem.team)
+    loss = objective_value(problem, W, point.N, point.S)
     if not loss <= point.loss:
         return point
     return Point(W, point.G, point.B, point.N, point.S, loss)
@@ -87,6 +104,9 @@ def newton_direction(
     pullback = problem.pullback(point.W[:, frozen:], point.B[:, frozen:])
     whole = coefficient_gram(point.W, problem.team) * point.S
     M = whole[frozen:, frozen:]
+    if problem.penalty.weight:
+        whole = whole + problem.penalty.pull(point.S)
+        M = M + problem.penalty.weight * point.S[frozen:, frozen:]
     gradient = xp.matmul(xp.astype(whole[frozen:], pullback.dtype), point.G) - pullback
     size = inner(pullback, pullback)
     residual = float(np.sqrt(inner(gradient, gradient) / size)) if size > 0 else 0.0
@@ -103,6 +123,7 @@ def line_step(problem: LowRankProblem, point: Point, D: Array) -> Point:
     E, N1, N2 = problem.line(point.B, D)
     P, R = gram(point.G, D), gram(D)
     c = line_coefficients(problem.total, point.W, point.N, N1, N2, point.S, P, R, problem.team)
+    c = c + problem.penalty.line(point.S, P, R)
     t, loss = minimise_quartic(c)
     if t == 0.0 or not loss < point.loss:
         return point

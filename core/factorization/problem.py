@@ -18,7 +18,10 @@ from ..backend import Backend, Kernel, to_backend
 from ..errors import InvalidInputError
 from ..fisher.per_example import LowRankFishers, frobenius_norms
 from ..types import Array, Device, FloatArray, IntArray
+from .penalty import Penalty
 from .team import ALONE, Share, Team
+
+NO_PENALTY = Penalty()
 
 
 @dataclass(slots=True)
@@ -62,6 +65,8 @@ class LowRankProblem:
         Which examples are here.
     team : Team
         The processes that share the examples.
+    penalty : Penalty
+        On components that are not orthogonal.
     """
 
     rows: Array
@@ -72,6 +77,7 @@ class LowRankProblem:
     ledger: Ledger
     share: Share
     team: Team = ALONE
+    penalty: Penalty = NO_PENALTY
 
     @classmethod
     def from_fishers(
@@ -84,6 +90,7 @@ class LowRankProblem:
         device: Device = None,
         share: Share | None = None,
         team: Team = ALONE,
+        penalty: Penalty = NO_PENALTY,
     ) -> LowRankProblem:
         """Normalise (each complete Fisher to norm one) and bring to the backend, once.
 
@@ -108,6 +115,7 @@ class LowRankProblem:
             ledger=Ledger(columns=int(rows.shape[1]), components=n_components, started=started),
             share=share,
             team=team,
+            penalty=penalty,
         )
 
     @property
@@ -207,18 +215,23 @@ class LowRankProblem:
     def take_rows(self, picked: IntArray) -> Array:
         """Some rows (s, m), by their numbers over all processes."""
         if self.team.world == 1:
-            return self._taken(picked)
+            return self.taken(picked)
         mine = picked - self.share.first_row
         here = np.flatnonzero((mine >= 0) & (mine < int(self.offsets[-1])))
         device = _device(self.rows)
         shape = (len(picked), self.n_columns)
         out = self.xp.zeros(shape, dtype=self.rows.dtype, device=device)
         if len(here):
-            out[to_backend(here, self.backend, device=device)] = self._taken(mine[here])
+            out[to_backend(here, self.backend, device=device)] = self.taken(mine[here])
         return self.team.sum(out)
 
-    def _taken(self, picked: IntArray) -> Array:
-        return self.rows[to_backend(picked, self.backend, device=_device(self.rows))]
+    def taken(self, picked: IntArray) -> Array:
+        """Some of this process's rows (s, m)."""
+        return self.rows[self.index_array(picked)]
+
+    def index_array(self, index: IntArray) -> Array:
+        """Whole numbers where the rows are."""
+        return to_backend(index, self.backend, device=_device(self.rows))
 
     def sample_basis(self, dimension: int, picked: IntArray) -> Array:
         """Leading ``dimension`` right singular vectors of some rows, from their small Gram.

@@ -19,7 +19,8 @@ from ..errors import InvalidInputError
 from ..fisher.per_example import TINY, LowRankFishers, frobenius_norms
 from ..fisher.store import FisherStore
 from ..types import Array, Device, FloatArray, IntArray
-from .problem import Ledger, LowRankProblem, checked_total
+from .penalty import Penalty
+from .problem import NO_PENALTY, Ledger, LowRankProblem, checked_total
 from .team import ALONE, Share, Team, share_bounds
 
 # Rows are brought into memory at most this many bytes at a time.
@@ -62,6 +63,7 @@ class StreamedProblem(LowRankProblem):
         backend: Backend,
         device: Device = None,
         team: Team = ALONE,
+        penalty: Penalty = NO_PENALTY,
     ) -> StreamedProblem:
         """Open this process's examples; one pass for their norms, no copy is kept.
 
@@ -91,6 +93,7 @@ class StreamedProblem(LowRankProblem):
             ledger=Ledger(columns=int(rows.shape[1]), components=n_components, started=started),
             share=Share(first, len(store), before, int(heights.sum())),
             team=team,
+            penalty=penalty,
             blocks=blocks,
             norms=np.concatenate([norms for _, norms in found]),
         )
@@ -110,6 +113,7 @@ class StreamedProblem(LowRankProblem):
             ledger=self.ledger,
             share=self.share,
             team=self.team,
+            penalty=self.penalty,
         )
 
     def loaded(self) -> LowRankProblem:
@@ -183,7 +187,7 @@ class StreamedProblem(LowRankProblem):
     def example_rows(self, i: int) -> Array:
         """A_i (ρ_i, m)."""
         start, stop = int(self.offsets[i]), int(self.offsets[i + 1])
-        return self._taken(np.arange(start, stop))
+        return self.taken(np.arange(start, stop))
 
     def _mixed(self, Z: Array) -> Array:
         total: Array = None
@@ -195,7 +199,8 @@ class StreamedProblem(LowRankProblem):
     def _restricted(self, basis: Array) -> Array:
         return self.map_rows(lambda rows: self.xp.matmul(rows, basis.T))
 
-    def _taken(self, picked: IntArray) -> Array:
+    def taken(self, picked: IntArray) -> Array:
+        """Some of this process's rows (s, m), read from the disk."""
         ends = np.cumsum([block.rows.shape[0] for block in self.blocks])
         out = np.empty((len(picked), self.n_columns), dtype=self.blocks[0].rows.dtype)
         where = np.searchsorted(ends, picked, side="right")

@@ -21,13 +21,14 @@ from ..status import Status
 from ..types import Array
 from .history import Recorder
 from .method import LowRankNPEFF
-from .objective import component_gradient, inner, kkt_residual
+from .objective import inner, kkt_residual
 from .pals import (
     Point,
     descend,
     evaluate,
     lower_coefficients,
     newton_direction,
+    penalised_gradient,
     point_from,
     point_state,
 )
@@ -292,7 +293,7 @@ def outside(D: Array, Q: Array, xp: Any) -> Array:
 def residuals(problem: LowRankProblem, point: Point, *, frozen: int = 0) -> float:
     """The larger of the relative gradient in G and the relative KKT residual of W."""
     pullback = problem.pullback(point.W, point.B)
-    gradient = component_gradient(point.W, point.G, point.S, pullback, problem.team)[frozen:]
+    gradient = penalised_gradient(problem, point.W, point.G, point.S, pullback)[frozen:]
     pullback = pullback[frozen:]
     size = 4.0 * inner(pullback, pullback) ** 0.5
     relative = inner(gradient, gradient) ** 0.5 / size if size > 0 else 0.0

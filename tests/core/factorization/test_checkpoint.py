@@ -62,6 +62,14 @@ CASES = {
         lambda: planted(4, n=40, m=20, noise=0.4)[0],
         LowRankNPEFF(3, solver="mu-gd", components_only_steps=50, max_steps=80),
     ),
+    "stiefel": (
+        lambda: planted(9, n=40, m=20, noise=0.4)[0],
+        LowRankNPEFF(3, solver="stiefel", n_starts=2, max_steps=3, tol=1e-9),
+    ),
+    "online batches": (
+        lambda: planted(10, n=60, m=30, noise=0.4)[0],
+        LowRankNPEFF(3, batch_examples=13, max_steps=8, tol=1e-9, orthogonality=0.1),
+    ),
     "hals": (lambda: diagonals(True), DiagonalNPEFF(4, max_steps=12, tol=0.0)),
     "mu, sparse": (
         lambda: diagonals(False),

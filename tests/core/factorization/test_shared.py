@@ -121,6 +121,9 @@ SCRIPT = textwrap.dedent(
         "projected": (fishers, LowRankNPEFF(4, compress="projected gram", projection_dim=100)),
         "ragged": (ragged(3, n=31, m=30, most=2), LowRankNPEFF(4, tol=1e-6)),
         "mu-gd": (fishers, LowRankNPEFF(4, solver="mu-gd", max_steps=40)),
+        "stiefel": (fishers, LowRankNPEFF(4, solver="stiefel", max_steps=30, tol=1e-7)),
+        "online": (fishers, LowRankNPEFF(4, batch_examples=150, max_steps=9)),
+        "penalty": (fishers, LowRankNPEFF(4, orthogonality=0.5, tol=1e-6)),
         "store": (FisherStore.open(sys.argv[2]), LowRankNPEFF(5, tol=1e-6)),
     }
     X = np.random.default_rng(0).random((51, 4)) @ np.random.default_rng(1).random((4, 30))
