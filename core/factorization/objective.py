@@ -78,11 +78,12 @@ def line_coefficients(
     """
     V = coefficient_gram(W, team)
     Q = P + P.T
+    linear = team.sum(np.array([inner(W, N), inner(W, N1), inner(W, N2)]))
     return np.array(
         [
-            total - 2.0 * inner(W, N, team) + inner(V, S * S),
-            -2.0 * inner(W, N1, team) + 2.0 * inner(V, S * Q),
-            -2.0 * inner(W, N2, team) + inner(V, Q * Q + 2.0 * S * R),
+            total - 2.0 * linear[0] + inner(V, S * S),
+            -2.0 * linear[1] + 2.0 * inner(V, S * Q),
+            -2.0 * linear[2] + inner(V, Q * Q + 2.0 * S * R),
             2.0 * inner(V, Q * R),
             inner(V, R * R),
         ]

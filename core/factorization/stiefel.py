@@ -186,13 +186,13 @@ def _first_step(
     point: Point, along: Array, before: tuple[Array, Array] | None, slope: float
 ) -> float:
     """Barzilai and Borwein's τ from the last move, else one that turns by about a tenth."""
-    cautious = 0.1 / max(slope, np.finfo(float).tiny) ** 0.5
+    cautious: float = 0.1 / max(slope, 1e-300) ** 0.5
     if before is None:
         return cautious
     s, y = point.G - before[0], along - before[1]
     bottom = inner(y, y)
     tau = abs(inner(s, y)) / bottom if bottom > 0 else cautious
-    return float(np.clip(tau, 1e-3 * cautious, 1e3 * cautious))
+    return min(max(tau, 1e-3 * cautious), 1e3 * cautious)
 
 
 def final_residual(problem: LowRankProblem, point: Point) -> float:

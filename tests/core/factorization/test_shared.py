@@ -123,7 +123,7 @@ SCRIPT = textwrap.dedent(
         "mu-gd": (fishers, LowRankNPEFF(4, solver="mu-gd", max_steps=40)),
         "stiefel": (fishers, LowRankNPEFF(4, solver="stiefel", max_steps=30, tol=1e-7)),
         "online": (fishers, LowRankNPEFF(4, batch_examples=150, max_steps=9)),
-        "penalty": (fishers, LowRankNPEFF(4, orthogonality=0.5, tol=1e-6)),
+        "penalty": (fishers, LowRankNPEFF(4, orthogonality=0.5, max_steps=3)),
         "store": (FisherStore.open(sys.argv[2]), LowRankNPEFF(5, tol=1e-6)),
     }
     X = np.random.default_rng(0).random((51, 4)) @ np.random.default_rng(1).random((4, 30))
@@ -131,15 +131,17 @@ SCRIPT = textwrap.dedent(
     cases["hals"] = (DiagonalFishers(values=X), DiagonalNPEFF(4, max_steps=40))
     cases["mu"] = (DiagonalFishers(values=X), DiagonalNPEFF(3, solver="mu", start="random",
                                                             l1_coefficients=0.01, max_steps=40))
+    wanted = sys.argv[6].split(",")
     for name, (data, method) in cases.items():
-        keep(name, factorize(data, method, backend=sys.argv[5], **quiet))
+        if name in wanted or wanted == ["all"]:
+            keep(name, factorize(data, method, backend=sys.argv[5], **quiet))
 
     class Killed(Exception):
         pass
     def kill(info):
         if info.phase == "solve" and info.step == 20:
             raise Killed
-    method = LowRankNPEFF(5, tol=1e-7, max_steps=8)
+    method = LowRankNPEFF(5, tol=1e-7, max_steps=4, n_starts=2)
     for name in ("uninterrupted", "resumed"):
         options = {**quiet, "backend": sys.argv[5]}
         if name == "resumed":
@@ -154,7 +156,7 @@ SCRIPT = textwrap.dedent(
 )
 
 
-def run(tmp_path, world, store, backend):
+def run(tmp_path, world, store, backend, cases):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
@@ -168,7 +170,7 @@ def run(tmp_path, world, store, backend):
             }  # fmt: skip
         name = f"{backend}-{world}-{rank}"
         arguments = [os.path.dirname(__file__), str(store), str(tmp_path / name),
-                     str(tmp_path / f"checkpoint-{backend}-{world}"), backend]  # fmt: skip
+                     str(tmp_path / f"checkpoint-{backend}-{world}"), backend, cases]  # fmt: skip
         processes.append(
             subprocess.Popen(
                 [sys.executable, "-c", SCRIPT, *arguments], env=environment,
@@ -176,18 +178,32 @@ def run(tmp_path, world, store, backend):
             )
         )  # fmt: skip
     for process in processes:
-        _, err = process.communicate(timeout=300)
+        try:
+            _, err = process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            for other in processes:
+                other.kill()
+            raise
         assert process.returncode == 0, err
     return [dict(np.load(tmp_path / f"{backend}-{world}-{r}.npz")) for r in range(world)]
 
 
-@pytest.mark.parametrize("backend", ["reference", pytest.param("torch", marks=pytest.mark.slow)])
-def test_c5_two_processes_find_what_one_finds_and_resume_bitwise(case, tmp_path, backend):
+@pytest.mark.parametrize(
+    ("backend", "cases"),
+    [
+        ("reference", "store,hals"),
+        pytest.param("reference", "all", marks=pytest.mark.slow),
+        pytest.param("torch", "all", marks=pytest.mark.slow),
+    ],
+)
+def test_c5_two_processes_find_what_one_finds_and_resume_bitwise(case, tmp_path, backend, cases):
     pytest.importorskip("torch")
+    if cases == "all" and os.environ.get("FISHERTOPE_QUICK"):
+        cases = "pals,mu-gd,stiefel,online"
     fishers, _, _ = planted(0, n=150, m=160, r=5, noise=0.3)
     save_fishers(tmp_path / "store", fishers, shard_examples=37)
-    (one,) = run(tmp_path, 1, tmp_path / "store", backend)
-    two = run(tmp_path, 2, tmp_path / "store", backend)
+    (one,) = run(tmp_path, 1, tmp_path / "store", backend, cases)
+    two = run(tmp_path, 2, tmp_path / "store", backend, cases)
     for name in two[0]:
         assert np.array_equal(two[0][name], two[1][name]), name  # both ranks hold the whole result
         if name.endswith(".loss"):
