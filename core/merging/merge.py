@@ -120,7 +120,7 @@ def merge(
         )
     chosen = method_of(method, options)
     read_sources = tuple(Source.of(m, i) for i, m in enumerate(sources))
-    like = _like(read_sources, backend, device)
+    like, name = _like(read_sources, backend, device)
     trees = None
     clipped = 0
     if precisions is not None:
@@ -139,10 +139,11 @@ def merge(
         deterministic=deterministic,
         seed=seed,
         like=like,
+        backend=backend,
     )
     found = chosen.run(request)
     facts: dict[str, Any] = {
-        **found.facts, "backend": _backend_name(like), "threads": current_threads(),
+        **found.facts, "backend": _backend_name(like, name), "threads": current_threads(),
         "clipped_precisions": clipped, "sites": request.sites.to_dict(), "options": repr(chosen),
     }  # fmt: skip
     return replace(found, facts=facts)
@@ -154,8 +155,8 @@ def _anchor(given: Any) -> Anchor | None:
     return Anchor(given)
 
 
-def _like(sources: Sequence[Source], backend: BackendChoice, device: Device) -> Array:
-    """An array of the library and device in which the merge is computed.
+def _like(sources: Sequence[Source], backend: BackendChoice, device: Device) -> tuple[Array, str]:
+    """An array of the library and device of the computation, and the backend's name.
 
     Raises
     ------
@@ -166,13 +167,12 @@ def _like(sources: Sequence[Source], backend: BackendChoice, device: Device) -> 
     chosen = select_backend(*firsts, backend=backend)
     example = read(firsts[0])
     if backend == "auto" and device is None:
-        return example.reshape(-1)[:0]
-    return to_backend(np.zeros(0), chosen, device=device)
+        return example.reshape(-1)[:0], chosen.name
+    return to_backend(np.zeros(0), chosen, device=device), chosen.name
 
 
-def _backend_name(like: Array) -> str:
-    kind = type(like).__module__.split(".")[0]
-    return kind if isinstance(like, np.ndarray) else f"{kind} on {like.device}"
+def _backend_name(like: Array, name: str) -> str:
+    return name if isinstance(like, np.ndarray) else f"{name} on {like.device}"
 
 
 __all__ = ["Tree", "merge"]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
+from ..backend import BackendChoice
 from ..errors import InvalidInputError
 from ..fisher.structures.coordinatewise import Isotropic
 from ..fisher.structures.protocol import Precision
@@ -22,7 +23,7 @@ from ..types import Array, FloatArray
 from .anchors import Anchor, Damping
 from .combine import combine, converted
 from .decisions import Decision, check_covered, decide
-from .elementwise import linear
+from .entries import weighted_mean
 from .groups import Group, Tree, groups_of, parameters_of, precision_in
 from .inputs import check_anchor, check_weights, digest_order, finite_sources
 from .sites import SitePolicy
@@ -56,6 +57,8 @@ class MergeProblem:
         the same bits in whatever order it comes.
     like : array, optional
         Library and device of the computation; by default those of source 0's first tensor.
+    backend : str or Backend
+        Whose kernels take the means entry by entry; "auto" goes by the library.
 
     Raises
     ------
@@ -80,6 +83,7 @@ class MergeProblem:
     fallback: str = "mean"
     deterministic: bool = False
     like: Array = None
+    backend: BackendChoice = "auto"
     decisions: Mapping[str, Decision] = field(init=False)
     groups: tuple[Group, ...] = field(init=False)
     base: Source | None = field(init=False)
@@ -174,6 +178,7 @@ class MergeProblem:
             ridge=self._ridge(lam, parts),
             anchored=self.base is not None,
             skipped=skipped,
+            backend=self.backend,
         )
 
     def objective(self, params: Mapping[str, Array]) -> float:
@@ -197,7 +202,7 @@ class MergeProblem:
     ) -> tuple[Array, tuple[float, Precision] | None]:
         if self.base is None or self.anchor is None:
             whole = sum(lam)
-            return linear(x, [w / whole for w in lam], 1.0), None
+            return weighted_mean(x, [w / whole for w in lam], self.backend), None
         base = self.base
         center = group.layout.join({p: read(base.arrays[p], self.like) for p in group.parameters})
         check_anchor(group.name, center, self.nonfinite)
@@ -241,6 +246,7 @@ class GroupSystem:
         Whether c was given.
     skipped : int
         Sources left out because they are not finite here.
+    backend : str or Backend
     """
 
     name: str
@@ -252,6 +258,7 @@ class GroupSystem:
     ridge: float
     anchored: bool
     skipped: int
+    backend: BackendChoice
 
     @property
     def terms(self) -> list[tuple[float, Precision]]:

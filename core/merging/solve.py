@@ -19,7 +19,7 @@ from ..fisher.structures.protocol import Precision
 from ..fisher.structures.wrappers import Implicit, Masked, Scaled, Sum
 from ..types import Array
 from .combine import diagonal_of
-from .elementwise import diagonal, linear
+from .entries import precision_mean, weighted_mean
 from .groups import Group
 from .problem import GroupSystem, MergeProblem
 from .solution import MergeSolution, SiteReport
@@ -167,19 +167,21 @@ def _coordinates(system: GroupSystem, fallback: str) -> Answer | None:
     if free and all(isinstance(p, Isotropic) for _, p in own):
         scales = [w * cast(Isotropic, p).scale for w, p in own]
         if (whole := sum(scales)) > 0:
-            theta = linear(system.sources, [s / whole for s in scales], 1.0)
+            theta = weighted_mean(system.sources, [s / whole for s in scales], system.backend)
             return Answer(theta, "closed_form", "isotropic: the weighted mean")
-    weighted = [xp.zeros_like(system.center) + diagonal_of([t], shape) for t in own]
     flat_x = xp.reshape(system.sources, (n, -1))
-    p = xp.reshape(xp.stack(weighted), (n, -1))
-    center = xp.reshape(system.center, (-1,))
+    f = [xp.zeros_like(system.center) + diagonal_of([(1.0, p)], shape) for _, p in own]
+    f_rows = xp.reshape(xp.stack(f), (n, -1))
+    center, weights = xp.reshape(system.center, (-1,)), [w for w, _ in own]
     if not free:
         extra = xp.reshape(xp.zeros_like(system.center) + rest, (-1,))
         if bool(xp.any(extra < 0)):
+            p = xp.stack([w * f_rows[i, :] for i, w in enumerate(weights)])
             return _negative_anchor(system, flat_x, p, center, extra)
         flat_x = xp.concat([flat_x, center[None, :]], axis=0)
-        p = xp.concat([p, extra[None, :]], axis=0)
-    value, total = diagonal(flat_x, p)
+        f_rows = xp.concat([f_rows, extra[None, :]], axis=0)
+        weights = [*weights, 1.0]
+    value, total = precision_mean(flat_x, f_rows, weights, system.backend)
     none = total == 0
     count = int(xp.sum(xp.astype(none, xp.int64)))
     if count and fallback == "error" and not system.anchored:

@@ -11,7 +11,7 @@ from array_api_compat import array_namespace
 
 from ..types import Array
 from .decisions import Decision
-from .elementwise import linear
+from .entries import weighted_mean
 from .groups import Group
 from .inputs import finite_sources
 from .solution import SiteReport
@@ -41,7 +41,7 @@ def average(
     active = [i for i in used if weights[i] != 0]
     whole = sum(float(weights[i]) for i in active)
     x = array_namespace(arrays[order[0]]).stack([arrays[i] for i in active])
-    return linear(x, [float(weights[i]) / whole for i in active], 1.0), skipped
+    return weighted_mean(x, [float(weights[i]) / whole for i in active]), skipped
 
 
 def others(

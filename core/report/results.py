@@ -186,3 +186,7 @@ def _(result: PrecisionTree) -> tuple[Table, ...]:
 
 def _finite(value: Any) -> float | None:
     return float(value) if np.isfinite(value) else None
+
+
+# Registers what merges show; it needs the functions above.
+from . import merging as merging  # noqa: E402

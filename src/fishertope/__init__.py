@@ -49,7 +49,9 @@ from .core.merging import (
     Damping as Damping,
     MergeProblem as MergeProblem,
     MergeSolution as MergeSolution,
+    WeightSearch as WeightSearch,
     merge as merge,
+    search_weights as search_weights,
 )
 from .core.model import (
     Bernoulli as Bernoulli,
@@ -89,6 +91,7 @@ __all__ = [
     "Status",
     "StepInfo",
     "Trace",
+    "WeightSearch",
     "__version__",
     "ambiguities",
     "available_backends",
@@ -106,6 +109,7 @@ __all__ = [
     "perturb",
     "perturbation_report",
     "register_engine",
+    "search_weights",
     "select_backend",
     "stability",
     "thread_limit",

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 from array_api_compat import array_namespace
 
-from ...backend import like as like_library, to_numpy
+from ...backend import BackendChoice, like as like_library, to_numpy
 from ...errors import InvalidInputError
 from ...types import Array, FloatArray
 from ..anchors import Anchor, Damping
@@ -57,7 +57,7 @@ class Request:
     deterministic: bool = False
     seed: int = 0
     like: Array = None
-    decisions: Mapping[str, Decision] = field(default_factory=dict)
+    backend: BackendChoice = "auto"
 
     @property
     def base(self) -> Source:
@@ -96,7 +96,7 @@ class Request:
             "sources": self.sources, "precisions": self.precisions,
             "weights": self.weights.tolist(), "anchor": self.anchor, "damping": self.damping,
             "sites": self.sites, "nonfinite": self.nonfinite, "fallback": self.fallback,
-            "deterministic": self.deterministic, "like": self.like,
+            "deterministic": self.deterministic, "like": self.like, "backend": self.backend,
         }  # fmt: skip
         return MergeProblem(**{**own, **changes})
 

@@ -368,6 +368,14 @@ def test_solvers_refuse_what_they_cannot_take():
         merge(models, trees, solver="gauss")
 
 
+@pytest.mark.parametrize("kind", ["isotropic", "diagonal", "gram", "kronecker"])
+def test_reference_and_numba_agree(kind):
+    models, trees = pair(kind, n=3, seed=15)
+    found = {b: merge(models, trees, backend=b) for b in ("reference", "numba")}
+    assert [f.facts["backend"] for f in found.values()] == ["reference", "numba"]
+    np.testing.assert_array_max_ulp(*(f.params["w"] for f in found.values()), maxulp=2)
+
+
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "implicit"])
 def test_torch_gives_what_numpy_gives(kind):
     torch = pytest.importorskip("torch")
