@@ -255,7 +255,9 @@ def process_group(ranks: Ranks) -> Iterator[ProcessGroup | None]:
     if own:
         with _explained(ranks):
             # A group must not find the addresses that an earlier one left in the store.
-            store = dist.PrefixStore(f"fishertope/{next(_GROUPS)}", _meeting_point(ranks))
+            from torch.distributed.distributed_c10d import PrefixStore
+
+            store = PrefixStore(f"fishertope/{next(_GROUPS)}", _meeting_point(ranks))
             dist.init_process_group("gloo", store=store, rank=ranks.rank, world_size=ranks.world)
     try:
         yield ProcessGroup(ranks)
@@ -272,7 +274,7 @@ _GROUPS = itertools.count()
 @cache
 def _meeting_point(ranks: Ranks) -> Any:
     """The store through which the processes find each other; its server lives with process 0."""
-    from torch.distributed import rendezvous
+    from torch.distributed.rendezvous import rendezvous
 
     return next(rendezvous("env://", ranks.rank, ranks.world))[0]
 

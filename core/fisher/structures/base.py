@@ -35,6 +35,7 @@ class Structure:
         @property
         def shape(self) -> tuple[int, ...]:
             """Shape of the displacements."""
+            raise NotImplementedError
 
     @property
     def size(self) -> int:
@@ -249,10 +250,11 @@ class Structure:
                 f"A {type(d).__module__}.{type(d).__name__} was given to a precision of "
                 f"{type(own).__module__} arrays; convert one of them."
             ) from None
-        if d.dtype != own.dtype and "float" in str(own.dtype):
-            wider = xp.result_type(d.dtype, own.dtype)
-            d, own = xp.astype(d, wider), xp.astype(own, wider)
-        return d, own, xp
+        given: Any = d
+        if given.dtype != own.dtype and "float" in str(own.dtype):
+            wider = xp.result_type(given.dtype, own.dtype)
+            given, own = xp.astype(given, wider), xp.astype(own, wider)
+        return given, own, xp
 
 
 def cast(x: Array, dtype: str) -> Array:

@@ -39,7 +39,7 @@ class Isotropic(Structure):
     """
 
     scale: float
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # pyright: ignore[reportIncompatibleMethodOverride]
     kind: ClassVar[str] = "isotropic"
 
     def __post_init__(self) -> None:

@@ -45,7 +45,7 @@ class DenseBlock(Structure):
     """
 
     matrix: Array
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # pyright: ignore[reportIncompatibleMethodOverride]
     kind: ClassVar[str] = "block"
 
     def __post_init__(self) -> None:

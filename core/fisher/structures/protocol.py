@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from ...types import Array
 
@@ -23,10 +23,8 @@ class Precision(Protocol):
     and float32 or float64; results are of the library of the arrays that went in.
     """
 
-    @property
-    def kind(self) -> str:
-        """Name of the structure ("diagonal", "kronecker", ...)."""
-        ...
+    kind: ClassVar[str]
+    """Name of the structure ("diagonal", "kronecker", ...)."""
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -246,7 +246,7 @@ class Implicit(Structure):
     """
 
     product: Callable[[Array], Array]
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # pyright: ignore[reportIncompatibleMethodOverride]
     diagonal_of: Callable[[], Array] | None = None
     like: Array = None
     kind: ClassVar[str] = "implicit"
