@@ -18,12 +18,18 @@ from .reference_files import (
     read_reference as read_reference,
 )
 from .result import Factorization as Factorization
+from .revise import merge as merge, prune as prune, refit as refit
+from .sparseness import sparseness as sparseness
 from .stability import (
-    Ambiguity as Ambiguity,
     Stability as Stability,
-    ambiguities as ambiguities,
     choose_n_components as choose_n_components,
     stability as stability,
 )
 from .tracing import Trace as Trace, trace as trace
+from .uniqueness import (
+    Ambiguity as Ambiguity,
+    Uniqueness as Uniqueness,
+    ambiguities as ambiguities,
+    uniqueness as uniqueness,
+)
 from .weighted_move import fisher_weighted_move as fisher_weighted_move

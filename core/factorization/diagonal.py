@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Backend, Kernel, to_backend, to_numpy
+from ..errors import InvalidInputError
 from ..fisher.per_example import DiagonalFishers, is_sparse, sparse_parts
 from ..status import Status
 from ..types import Array, Device, FloatArray
@@ -28,6 +29,7 @@ from .history import Recorder
 from .method import DiagonalNPEFF
 from .objective import inner, kkt_residual
 from .problem import Ledger, checked_total
+from .sparseness import descend_sparse
 from .team import ALONE, Share, Team
 
 # Added to the norm of every row, as in the paper's code, so that zero Fishers stay zero.
@@ -159,6 +161,11 @@ def solve_diagonal(
         W, Ht = nndsvd(problem, method.n_components, rng)
     else:
         W, Ht = random_start(problem, method.n_components, rng)
+    if method.sparseness_coefficients is not None and problem.team.world > 1:
+        raise InvalidInputError(
+            "sparseness_coefficients was given to several processes, each of which has only a part "
+            "of every column of W. Use one process, or sparseness_components."
+        )
     if first == 0:
         record.begin("solve", method.max_steps)
     step = _hals_step if method.solver == "hals" else _mu_step
@@ -185,11 +192,21 @@ def _hals_step(
     HHt = xp.matmul(Ht.T, Ht)
     N = problem.products(Ht) - method.l1_coefficients
     residual = kkt_residual(W, N, HHt, problem.team)
-    W = problem.descend(HHt, N, W, sweeps=method.sweeps)
+    W = _lowered(problem, HHt, N, W, method.sweeps, method.sparseness_coefficients)
     V = problem.team.sum(xp.matmul(W.T, W))
     C = problem.pullback(W) - method.l1_components
-    Ht = problem.descend(V, C, Ht, sweeps=method.sweeps)
+    Ht = _lowered(problem, V, C, Ht, method.sweeps, method.sparseness_components)
     return W, Ht, _loss(problem, method, W, Ht, V, C), residual
+
+
+def _lowered(
+    problem: DiagonalProblem, H: Array, N: Array, start: Array, sweeps: int, target: float | None
+) -> Array:
+    """Coordinate descent, free or with columns of a given sparseness."""
+    if target is None:
+        return problem.descend(H, N, start, sweeps=sweeps)
+    wide = (to_numpy(x).astype(np.float64) for x in (H, N, start))
+    return problem.array(descend_sparse(*wide, target, sweeps))
 
 
 def _mu_step(

@@ -144,6 +144,9 @@ class DiagonalNPEFF:
         ("hals") Coordinate-descent sweeps over W and over H a step.
     l1_coefficients, l1_components : float
         λ_W and λ_H: penalties 2λ_W ΣW and 2λ_H ΣH that make the factors sparse.
+    sparseness_coefficients, sparseness_components : float or None
+        ("hals") Hoyer's sparseness, 0 < s < 1, that every column of W or every row of H is to
+        have; instead of the L1 penalty of the same factor.
 
     Raises
     ------
@@ -169,6 +172,8 @@ class DiagonalNPEFF:
     sweeps: int = 4
     l1_coefficients: float = 0.0
     l1_components: float = 0.0
+    sparseness_coefficients: float | None = None
+    sparseness_components: float | None = None
 
     references: ClassVar[tuple[str, ...]] = ("arXiv:2310.04649",)
 
@@ -185,6 +190,21 @@ class DiagonalNPEFF:
             l1_coefficients=self.l1_coefficients,
             l1_components=self.l1_components,
         )
+        for factor in ("coefficients", "components"):
+            value = getattr(self, f"sparseness_{factor}")
+            if value is None:
+                continue
+            if not 0.0 < value < 1.0:
+                raise InvalidInputError(
+                    f"sparseness_{factor}={value!r} was given; None or a number between 0 and 1 "
+                    "is accepted."
+                )
+            if self.solver != "hals" or getattr(self, f"l1_{factor}"):
+                raise InvalidInputError(
+                    f"sparseness_{factor}={value!r} was given for solver={self.solver!r} and "
+                    f"l1_{factor}={getattr(self, f'l1_{factor}')!r}; it is accepted for 'hals' "
+                    "without that penalty."
+                )
 
 
 def _check_counts(**given: tuple[int, int]) -> None:

@@ -140,8 +140,9 @@ class Factorization(Shown):
         fishers : LowRankFishers or DiagonalFishers
             Of the fitted kind, with the same columns; normalised as the fitted ones were.
         tol : float
-            Coordinate descent stops when no coefficient of an example moves by more than this
-            share of its largest.
+            The coordinate descent that finds the positive coefficients stops when none of an
+            example moves by more than this share of its largest; block pivoting then solves for
+            them exactly.
 
         Returns
         -------
@@ -173,6 +174,18 @@ class Factorization(Shown):
         from .expansion import expand
 
         return expand(self, fishers, n_new, **options)
+
+    def prune(self, fishers: Any, **options: Any) -> Factorization:
+        """Some components only, with exact coefficients; see :func:`prune`."""
+        from .revise import prune
+
+        return prune(self, fishers, **options)
+
+    def merge(self, fishers: Any, groups: Any, **options: Any) -> Factorization:
+        """Groups of components made one, with exact coefficients; see :func:`merge`."""
+        from .revise import merge
+
+        return merge(self, fishers, groups, **options)
 
     def lift(self, source: Any, data: Any = None, **options: Any) -> Factorization:
         """The components over all parameters, after a fit of projected rows; see :func:`lift`."""

@@ -1,11 +1,8 @@
-"""Which components can be trusted: stability under resampling, and pairs that are ambiguous.
+"""Which components can be trusted: stability under resampling.
 
-If the g_k are linearly independent and no two columns of W are proportional, the factorization is
-unique up to scale, sign and order (uniqueness of partially symmetric CP decompositions, from
-Kruskal's condition k_W + 2k_G ≥ 2r + 2). Proportional columns of W make the span of their g's
-unidentifiable; dependent g's leave the amounts ambiguous. Stability is the empirical side: a
-component that comes back from other seeds on other subsets of the examples belongs to the data.
-Seeds alone would flatter, because good starts are found from the data and are much the same.
+A component that comes back from other seeds on other subsets of the examples belongs to the data.
+Seeds alone would flatter, because good starts are found from the data and are much the same. What
+can be said without another fit is in ``uniqueness``.
 """
 
 from __future__ import annotations
@@ -16,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import to_numpy
 from ..errors import InvalidInputError
 from ..fisher.per_example import DiagonalFishers, LowRankFishers
-from ..types import FloatArray, IntArray
+from ..fisher.ranks import in_order
+from ..types import Array, FloatArray, IntArray
 from .compare import matched_cosines
 from .factorize import factorize
 from .method import DiagonalNPEFF, LowRankNPEFF
@@ -66,6 +63,7 @@ def stability(
     *,
     seeds: Sequence[int] = (0, 1, 2),
     share: float = 0.7,
+    n_jobs: int | None = None,
     **options: Any,
 ) -> Stability:
     """Factorize all examples, then random subsets of them, and match the components.
@@ -77,6 +75,8 @@ def stability(
         takes the first.
     share : float
         Part of the examples in each subset, in (0, 1].
+    n_jobs : int, optional
+        Workers of joblib that share the subsets; they change nothing but the time.
     **options
         Passed to :func:`factorize`.
     """
@@ -90,19 +90,28 @@ def stability(
         # The leading singular pairs are the same for every seed.
         method = replace(method, start="random")
     whole = factorize(fishers, method, seed=seeds[0], **options)
-    n = len(fishers)
-    cosines = []
-    for seed in seeds:
-        rng = np.random.default_rng([seed, n])
-        subset = np.sort(rng.choice(n, size=max(1, round(share * n)), replace=False))
-        part = factorize(fishers.select(subset), method, seed=seed, **options)
-        cosines.append(matched_cosines(whole.components, part.components)[0])
+    parts = ((fishers, method, seed, share, options) for seed in seeds)
+    found = in_order(_of_subset, parts, n_jobs)
     return Stability(
         whole=whole,
-        cosines=np.array(cosines),
+        cosines=np.array([matched_cosines(whole.components, G)[0] for G in found]),
         seeds=np.array(seeds, dtype=np.int64),
         share=share,
     )
+
+
+def _of_subset(
+    fishers: LowRankFishers | DiagonalFishers,
+    method: LowRankNPEFF | DiagonalNPEFF,
+    seed: int,
+    share: float,
+    options: dict[str, Any],
+) -> Array:
+    """Components of a random subset of the examples."""
+    n = len(fishers)
+    rng = np.random.default_rng([seed, n])
+    subset = np.sort(rng.choice(n, size=max(1, round(share * n)), replace=False))
+    return factorize(fishers.select(subset), method, seed=seed, **options).components
 
 
 def choose_n_components(
@@ -131,43 +140,3 @@ def choose_n_components(
     }
     stable = [r for r, result in results.items() if result.score >= threshold]
     return (max(stable) if stable else max(results, key=lambda r: results[r].score)), results
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ambiguity:
-    """Two components that the data do not tell apart, and why."""
-
-    components: tuple[int, int]
-    reason: str
-    cosine: float
-
-
-def ambiguities(factorization: Factorization, *, limit: float = 0.98) -> tuple[Ambiguity, ...]:
-    """Pairs of components that are not identifiable, the worst first.
-
-    Parameters
-    ----------
-    limit : float
-        |cos| above which two columns of W count as proportional, or two g's as dependent.
-
-    Returns
-    -------
-    tuple of Ambiguity
-        Reason "proportional coefficients": only the span of the two g's is determined. Reason
-        "parallel components": only the sum of the two coefficients is.
-    """
-    found: list[Ambiguity] = []
-    sides = (
-        ("proportional coefficients", to_numpy(factorization.coefficients).T),
-        ("parallel components", to_numpy(factorization.components)),
-    )
-    for reason, vectors in sides:
-        unit = vectors.astype(np.float64)
-        norms = np.linalg.norm(unit, axis=1, keepdims=True)
-        unit = np.divide(unit, norms, out=np.zeros_like(unit), where=norms > 0)
-        cosines = np.abs(np.triu(unit @ unit.T, 1))
-        for k, j in zip(*np.nonzero(cosines > limit), strict=True):
-            found.append(
-                Ambiguity(components=(int(k), int(j)), reason=reason, cosine=float(cosines[k, j]))
-            )
-    return tuple(sorted(found, key=lambda a: -a.cosine))

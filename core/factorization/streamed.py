@@ -169,10 +169,13 @@ class StreamedProblem(LowRankProblem):
         K = xp.zeros((h, h), dtype=xp.float64, device=device)
         for start in range(0, self.n_columns, width):
             parts = [
-                block.rows[:, start : start + width] * block.scale[:, None] for block in self.blocks
+                block.rows[:, start : start + width] * block.scale.astype(block.rows.dtype)[:, None]
+                for block in self.blocks
             ]
-            slab = to_backend(np.concatenate(parts).astype(np.float64), self.backend, device=device)
-            K = K + xp.matmul(slab, slab.T)
+            dtype = self.blocks[0].rows.dtype
+            slab = to_backend(np.concatenate(parts).astype(dtype), self.backend, device=device)
+            # A slice's products in the rows' dtype, their sum over slices in float64.
+            K = K + xp.astype(xp.matmul(slab, slab.T), xp.float64)
         return K
 
     def column_gram(self) -> Array:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from ..backend import BackendChoice, Kernel, enter, like
+import numpy as np
+
+from ..backend import BackendChoice, Kernel, enter, like, to_numpy
 from ..fisher.per_example import DiagonalFishers, LowRankFishers, is_sparse
 from ..types import Array, Device
 from .diagonal import DiagonalProblem
+from .nnls import exact_nnls
 from .objective import gram
 
-MAX_SWEEPS = 20_000
+MAX_SWEEPS = 500
 
 
 def new_coefficients(
@@ -20,7 +23,7 @@ def new_coefficients(
     device: Device,
     tol: float,
 ) -> Array:
-    """argmin_{W ≥ 0} L(W, G) for fixed G (n, r): one data product, then coordinate descent.
+    """argmin_{W ≥ 0} L(W, G) for fixed G (n, r): one data product, then exact least squares.
 
     The Gram is H = (GGᵀ)∘(GGᵀ) with targets N_ik = ‖A_i g_k‖² for low rank, and HHᵀ with XHᵀ for
     diagonals.
@@ -49,4 +52,7 @@ def new_coefficients(
         shared = door.backend.xp.astype(gram(G) ** 2, rows.dtype)
     xp = door.backend.xp
     solve = door.backend.raw(Kernel.NNLS_GRAM)
-    return door.out(solve(shared, N, xp.zeros_like(N), sweeps=MAX_SWEEPS, tol=tol))
+    W = solve(shared, N, xp.zeros_like(N), sweeps=MAX_SWEEPS, tol=tol)
+    # Coordinate descent guesses which coefficients are positive; pivoting settles it.
+    wide = (to_numpy(x).astype(np.float64) for x in (shared, N, W))
+    return door.out(xp.astype(like(exact_nnls(*wide), W), W.dtype))

@@ -35,6 +35,7 @@ from .core.factorization import (
     perturbation_report as perturbation_report,
     stability as stability,
     trace as trace,
+    uniqueness as uniqueness,
 )
 from .core.fisher import (
     DiagonalFishers as DiagonalFishers,
@@ -116,4 +117,5 @@ __all__ = [
     "to_backend",
     "to_numpy",
     "trace",
+    "uniqueness",
 ]

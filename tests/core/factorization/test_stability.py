@@ -9,7 +9,9 @@ from fishertope.core.factorization import (
     LowRankNPEFF,
     ambiguities,
     choose_n_components,
+    factorize,
     stability,
+    uniqueness,
 )
 from fishertope.core.fisher import DiagonalFishers, LowRankFishers
 
@@ -18,7 +20,7 @@ from .planted import planted
 QUIET = {"on_failure": "return"}
 
 
-def test_well_posed_data_are_stable_and_unambiguous():
+def test_check_22_well_posed_data_are_stable_and_unambiguous():
     fishers, _, _ = planted(0, n=150, m=40, r=5)
     result = stability(fishers, LowRankNPEFF(5, tol=1e-6), seeds=(0, 1), **QUIET)
     assert result.score >= 0.99
@@ -27,7 +29,49 @@ def test_well_posed_data_are_stable_and_unambiguous():
     assert ambiguities(result.whole) == ()
 
 
-def test_proportional_coefficients_are_flagged():
+def test_check_21_workers_change_nothing():
+    fishers, _, _ = planted(6, n=40, m=20, r=3, noise=0.2)
+    method = LowRankNPEFF(3, max_steps=2, n_starts=1)
+    alone = stability(fishers, method, seeds=(0, 1), **QUIET)
+    shared = stability(fishers, method, seeds=(0, 1), n_jobs=2, **QUIET)
+    assert np.array_equal(alone.cosines, shared.cosines)
+
+
+def test_the_uniqueness_report_says_what_holds_and_what_does_not():
+    fishers, _, _ = planted(0, n=150, m=40, r=5)
+    found = factorize(fishers, LowRankNPEFF(5, tol=1e-6), **QUIET)
+    report = uniqueness(found)
+    assert report.guaranteed
+    assert report.rank == 5
+    assert "unique up to scale" in report.explanation
+    W = found.coefficients.copy()
+    W[:, 3] = 2.0 * W[:, 1]
+    W[:, 4] = 0.0
+    G = found.components.copy()
+    G[2] = -G[0]
+    worse = uniqueness(found.replace(coefficients=W, components=G))
+    assert not worse.guaranteed
+    assert {a.components: a.reason for a in worse.ambiguities} == {
+        (1, 3): "proportional coefficients",
+        (0, 2): "parallel components",
+    }
+    assert worse.unused == (4,)
+    assert worse.rank == 3
+    assert worse.condition > 1e6
+    for words in ("only the span", "only the sum", "span 3 dimensions", "4 are not used"):
+        assert words in worse.explanation
+    # Dependent without any parallel pair.
+    G = found.components.copy()
+    G[4] = (G[0] + G[1]) / np.linalg.norm(G[0] + G[1])
+    mixed = uniqueness(found.replace(components=G))
+    assert not mixed.ambiguities
+    assert not mixed.guaranteed
+    assert mixed.rank == 4
+    with pytest.raises(InvalidInputError, match="between 0 and 1"):
+        uniqueness(found, limit=1.0)
+
+
+def test_check_22_proportional_coefficients_are_flagged():
     rng = np.random.default_rng(1)
     G = np.linalg.qr(rng.normal(size=(20, 4)))[0].T
     W = rng.uniform(0.1, 1, (100, 4))
