@@ -205,8 +205,8 @@ def _lowered(
     """Coordinate descent, free or with columns of a given sparseness."""
     if target is None:
         return problem.descend(H, N, start, sweeps=sweeps)
-    wide = (to_numpy(x).astype(np.float64) for x in (H, N, start))
-    return problem.array(descend_sparse(*wide, target, sweeps))
+    gram, targets, X = (to_numpy(x).astype(np.float64) for x in (H, N, start))
+    return problem.array(descend_sparse(gram, targets, X, target, sweeps))
 
 
 def _mu_step(

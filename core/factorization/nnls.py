@@ -1,7 +1,7 @@
 """Exact non-negative least squares for many right-hand sides with one Gram: block pivoting.
 
-min_w wᵀHw − 2nᵀw over w ≥ 0 for every row n of N. A guess which coefficients are positive
-gives w by a linear system; those that come out negative, and those outside with a negative gradient, change
+min_w wᵀHw − 2nᵀw over w ≥ 0 for every row n of N. A guess which coefficients are positive gives w
+by a linear system; those that come out negative, and those outside with a negative gradient, change
 sides at once, and one at a time where that does not get ahead. Rows with the same guess share the
 solve. At the end w ≥ 0, ∇ ≥ 0 and w∘∇ = 0 up to rounding, which only the optimum has.
 

@@ -54,5 +54,5 @@ def new_coefficients(
     solve = door.backend.raw(Kernel.NNLS_GRAM)
     W = solve(shared, N, xp.zeros_like(N), sweeps=MAX_SWEEPS, tol=tol)
     # Coordinate descent guesses which coefficients are positive; pivoting settles it.
-    wide = (to_numpy(x).astype(np.float64) for x in (shared, N, W))
-    return door.out(xp.astype(like(exact_nnls(*wide), W), W.dtype))
+    H64, N64, W64 = (to_numpy(x).astype(np.float64) for x in (shared, N, W))
+    return door.out(xp.astype(like(exact_nnls(H64, N64, W64), W), W.dtype))
