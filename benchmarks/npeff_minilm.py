@@ -3,14 +3,14 @@
 Run:  python benchmarks/npeff_minilm.py [--seeds 5] [--store FOLDER] [--out results.json]
 Needs:  python -m fishertope.experiments.data fetch minilm sentiment
 
-500 reviews, two classes, the 1.77 M parameters of MiniLM's last encoder block after fine-tuning, so
-that A is 500 × 1,774,464; the Fishers lie in a store and both sides read them from there. Ours is
-timed from opening the store to the components over all parameters: norms, compression, all starts,
-lift and final checks. `mu-gd` has the same Fishers, dtype, kernels and threads, and the best of four
-step sizes for every seed. Its steps are counted exactly and timed as follows. Its trajectory depends
-on A and G through AAᵀ, AGᵀ and GGᵀ alone, so it is followed to its arrival in 500 + r columns; the
-time of a step at full size is measured, and the loss after ten real steps is compared with the
-followed one.
+500 reviews, two classes, the 1.77 M parameters of MiniLM's last encoder block after fine-tuning,
+so that A is 500 × 1,774,464; the Fishers lie in a store and both sides read them from there. Ours
+is timed from opening the store to the components over all parameters: norms, compression, all
+starts, lift and final checks. `mu-gd` has the same Fishers, dtype, kernels and threads, and the
+best of four step sizes for every seed. Its steps are counted exactly and timed as follows. Its
+trajectory depends on A and G through AAᵀ, AGᵀ and GGᵀ alone, so it is followed to its arrival in
+500 + r columns; the time of a step at full size is measured, and the loss after ten real steps is
+compared with the followed one.
 """
 
 import argparse
