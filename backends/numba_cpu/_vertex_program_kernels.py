@@ -6,12 +6,15 @@ import numpy as np
 from numba import njit
 
 from ._dual_active_set import (
+    add,
     assemble,
+    drop,
     enter,
     inverse_root,
     kkt_of,
     most_violated,
     refine,
+    sides_of,
 )
 
 # A violation below this share of the largest weight counts as rounding.
@@ -151,3 +154,175 @@ def solve_programs(start, stop, x, y, v, every, ridge, out_w, out_u, quality):  
                 out_u[program, j, i] = 0.0
         for k in range(count):
             out_u[program, active[k] // n, active[k] % n] = u[k]
+
+
+@njit(cache=True, nogil=True)
+def _turn(x, y, v, patterns, j, i, h, q):  # type: ignore[no-untyped-def]
+    """H and q after the sign of (j, i) is turned: one row of Φ changes; turns ``patterns`` too."""
+    d, m = x.shape[1], v.shape[0]
+    sign = -1.0 if patterns[j, i] > 0 else 1.0
+    # φφᵀ changes by ±(e_j ⊗ x_i)(rest)ᵀ and its transpose, and the block (j, j) by ±x_ix_iᵀ.
+    for k in range(m):
+        if k == j or patterns[k, i] <= 0:
+            continue
+        for a in range(d):
+            factor = sign * v[j] * v[k] * x[i, a]
+            for b in range(d):
+                h[j * d + a, k * d + b] += factor * x[i, b]
+                h[k * d + b, j * d + a] += factor * x[i, b]
+    for a in range(d):
+        q[j * d + a] += sign * v[j] * x[i, a] * y[i]
+        for b in range(d):
+            h[j * d + a, j * d + b] += sign * x[i, a] * x[i, b]
+    patterns[j, i] = -patterns[j, i]
+
+
+@njit(cache=True, nogil=True)
+def _restart(x, patterns, jt, r, q, w, active, u, working, before, total, skip, dv):  # type: ignore[no-untyped-def]
+    """The minimiser on as much of an old working set as keeps its multipliers ≥ 0.
+
+    That is the start of a dual method: the optimum of a relaxation. Returns its size and
+    ‖J₂ᵀq‖², from which the value ½‖y‖² − ½‖J₂ᵀq‖² follows.
+    """
+    size = w.shape[0]
+    count = 0
+    for k in range(total):
+        which = before[k]
+        if which == skip or count == size:
+            continue
+        whole = sides_of(x, patterns, jt, which, dv)
+        free = 0.0
+        for e in range(count, size):
+            free += dv[e] * dv[e]
+        if free <= 1e-10 * whole:
+            continue
+        add(jt, r, dv, active, u, which, 0.0, count)
+        working[which] = 1
+        count += 1
+    while True:
+        for k in range(size):
+            value = 0.0
+            for e in range(size):
+                value += jt[k, e] * q[e]
+            dv[k] = value
+        least, at = 0.0, -1
+        for k in range(count - 1, -1, -1):
+            value = -dv[k]
+            for e in range(k + 1, count):
+                value -= r[k, e] * u[e]
+            u[k] = value / r[k, k]
+        for k in range(count):
+            if u[k] < least:
+                least, at = u[k], k
+        if at < 0:
+            break
+        working[active[at]] = 0
+        drop(jt, r, active, u, at, count)
+        count -= 1
+    w[:] = 0.0
+    square = 0.0
+    for k in range(count, size):
+        square += dv[k] * dv[k]
+        for e in range(size):
+            w[e] += dv[k] * jt[k, e]
+    return count, square
+
+
+@njit(cache=True, nogil=True)
+def solve_neighbours(  # type: ignore[no-untyped-def]
+    start, stop, x, y, v, base, before, flips, ridge, incumbent, out_w, bounds, quality
+):
+    """Programs of ``base`` (m, n) with one sign turned, from its working set ``before``.
+
+    flips (k, 2): pairs (unit, row). A program is left as soon as its dual value reaches
+    ``incumbent``; then its bound is infinite. Otherwise ``bounds`` holds the loss of its optimum.
+    """
+    n, d = x.shape
+    m = v.shape[0]
+    size = m * d
+    h0, h, jt, r = (np.empty((size, size)), np.empty((size, size)), np.empty((size, size)),
+                    np.zeros((size, size)))  # fmt: skip
+    q0, q, w, dv, ratio, u = (np.empty(size), np.empty(size), np.empty(size), np.empty(size),
+                              np.empty(size), np.empty(size))  # fmt: skip
+    spare = np.empty((3, size))
+    active = np.empty(size, dtype=np.int64)
+    working = np.zeros(m * n, dtype=np.int8)
+    lengths = lengths_of(x)
+    patterns = base.copy()
+    trace = assemble(x, y, v, patterns, h0, q0)
+    shift = ridge * trace / size + 1e-290
+    height, longest = 0.0, 0.0
+    for i in range(n):
+        height += y[i] * y[i]
+        longest = max(longest, lengths[i])
+    unit = np.sqrt(height) / longest
+    limit = 50 * size + 200
+    for flip in range(start, stop):
+        j, i = flips[flip, 0], flips[flip, 1]
+        h[:, :] = h0
+        q[:] = q0
+        _turn(x, y, v, patterns, j, i, h, q)
+        for a in range(size):
+            h[a, a] += shift
+        inverse_root(h, jt)
+        working[:] = 0
+        count, square = _restart(
+            x, patterns, jt, r, q, w, active, u, working, before, before.shape[0], j * n + i, dv
+        )
+        value = 0.5 * height - 0.5 * square
+        moves = 0
+        top = max(unit, _reach(w))
+        pruned = False
+        while moves < limit:
+            if value - _bias(w, shift) >= incumbent:
+                pruned = True
+                break
+            which, gap = most_violated(x, lengths, patterns, w, working, _FEASIBLE * top)
+            if which < 0:
+                break
+            moves += 1
+            count, gain = enter(
+                x, patterns, jt, r, w, active, u, working, which, gap, count, dv, ratio
+            )
+            value += gain
+            top = max(top, _reach(w))
+        if pruned:
+            bounds[flip], quality[flip] = np.inf, 0.0
+            out_w[flip] = 0.0
+        else:
+            quality[flip] = _finish(
+                x, y, v, patterns, w, jt, r, active, count, u, working, lengths, top, spare
+            )
+            if moves >= limit:
+                quality[flip] = 1.0
+            for k in range(m):
+                for a in range(d):
+                    out_w[flip, k, a] = w[k * d + a]
+            bounds[flip] = _misfit(x, y, v, patterns, w)
+        patterns[j, i] = -patterns[j, i]
+
+
+@njit(cache=True, nogil=True)
+def _bias(w, shift):  # type: ignore[no-untyped-def]
+    """What the ridge may have added to a bound."""
+    total = 0.0
+    for e in range(w.shape[0]):
+        total += w[e] * w[e]
+    return shift * total
+
+
+@njit(cache=True, nogil=True)
+def _misfit(x, y, v, patterns, w):  # type: ignore[no-untyped-def]
+    """The loss ½‖Φw − y‖² of a cell."""
+    n, d = x.shape
+    total = 0.0
+    for i in range(n):
+        miss = -y[i]
+        for j in range(v.shape[0]):
+            if patterns[j, i] > 0:
+                part = 0.0
+                for a in range(d):
+                    part += x[i, a] * w[j * d + a]
+                miss += v[j] * part
+        total += miss * miss
+    return 0.5 * total

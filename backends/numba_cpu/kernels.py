@@ -18,7 +18,7 @@ from ...core.backend.layout import DenseLayer, dense_layout
 from ...core.backend.subsets import subset_of_rank
 from ...core.backend.threads import serial_blas
 from ...core.types import FloatArray, IntArray, NumpyArray
-from ..reference._vertex_program import column_scaled, vertex_program
+from ...core.zonotope.cone_program import column_scaled, vertex_program
 from ._factor_kernels import descend, scale_segments, segment_products
 from ._fisher_kernels import (
     RELU,
@@ -31,8 +31,9 @@ from ._fisher_kernels import (
 )
 from ._sparse_kernels import columns_times, rows_times
 from ._split import split
+from ._split_cells_kernels import split_cells
 from ._sweep_kernels import sweep_cells
-from ._vertex_program_kernels import solve_programs
+from ._vertex_program_kernels import solve_neighbours, solve_programs
 from ._zonotope_kernels import positive_sums, write_signs
 from .merging import merge_diagonal, merge_linear
 
@@ -363,6 +364,21 @@ def sweep_chambers(
     return patterns, clearance.astype(rotated.dtype, copy=False)
 
 
+def split_chambers(
+    rows: FloatArray, row: FloatArray, signs: FloatArray, witnesses: FloatArray
+) -> tuple[NumpyArray, FloatArray]:
+    """Answers int8 (b, 2) for the sides + and − of ``row``, and unit witnesses (b, 2, d)."""
+    x, new, s, w = (
+        np.ascontiguousarray(np.array(a, dtype=np.float64)) for a in (rows, row, signs, witnesses)
+    )
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    new /= np.linalg.norm(new)
+    w /= np.linalg.norm(w, axis=1, keepdims=True)
+    answers, out = np.zeros((len(s), 2), dtype=np.int8), np.zeros((len(s), 2, len(new)))
+    split(split_cells, len(s), x, new, s, w, answers, out, work=s.size * 8 * len(new))
+    return answers, out.astype(rows.dtype, copy=False)
+
+
 def vertex_programs(
     generators: FloatArray, targets: FloatArray, unit_signs: FloatArray, patterns: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
@@ -372,7 +388,8 @@ def vertex_programs(
         for a in (generators, targets, unit_signs, patterns)
     )
     (n, d), (b, m, _) = x.shape, s.shape
-    x, exponents = column_scaled(x)
+    scaled, exponents = column_scaled(x)
+    x = np.ascontiguousarray(scaled, dtype=np.float64)
     weights, multipliers = np.empty((b, m, d)), np.empty((b, m, n))
     quality = np.empty(b)
     work = b * n * m * m * d * d
@@ -382,6 +399,45 @@ def vertex_programs(
     weights = np.ldexp(weights, -exponents)
     dtype = generators.dtype
     return weights.astype(dtype, copy=False), multipliers.astype(dtype, copy=False)
+
+
+def neighbour_programs(
+    generators: FloatArray,
+    targets: FloatArray,
+    unit_signs: FloatArray,
+    patterns: FloatArray,
+    multipliers: FloatArray,
+    units: IntArray,
+    rows: IntArray,
+    *,
+    incumbent: float = np.inf,
+) -> tuple[FloatArray, FloatArray]:
+    """Weights (k, m, d) and losses (k,) of the programs with one sign turned, warm-started."""
+    x, y, v, s = (
+        np.ascontiguousarray(np.array(a, dtype=np.float64))
+        for a in (generators, targets, unit_signs, patterns)
+    )
+    d, m, k = x.shape[1], len(v), len(units)
+    scaled, exponents = column_scaled(x)
+    x = np.ascontiguousarray(scaled, dtype=np.float64)
+    pairs = np.column_stack([units, rows]).astype(np.int64)
+    before = np.flatnonzero(np.asarray(multipliers).ravel() > 0)
+    weights, losses, quality = np.empty((k, m, d)), np.empty(k), np.empty(k)
+    split(
+        solve_neighbours, k, x, y, v, s, before, pairs, RIDGE, float(incumbent), weights, losses,
+        quality, work=k * (m * d) ** 3,
+    )  # fmt: skip
+    for at in np.flatnonzero(~(quality <= UNFINISHED)):
+        turned = s.copy()
+        turned[pairs[at, 0], pairs[at, 1]] *= -1
+        weights[at], _ = vertex_program(x, y, v, turned)
+        misfit = v @ ((turned > 0) * (weights[at] @ x.T)) - y
+        losses[at] = 0.5 * float(misfit @ misfit)
+        if losses[at] >= incumbent:
+            weights[at], losses[at] = 0.0, np.inf
+    weights = np.ldexp(weights, -exponents)
+    dtype = generators.dtype
+    return weights.astype(dtype, copy=False), losses.astype(dtype, copy=False)
 
 
 KERNELS: dict[Kernel, Callable[..., Any]] = {
@@ -399,5 +455,7 @@ KERNELS: dict[Kernel, Callable[..., Any]] = {
     Kernel.ZONOTOPE_SUPPORT: zonotope_support,
     Kernel.SIGN_PATTERNS: sign_patterns,
     Kernel.SWEEP_CHAMBERS: sweep_chambers,
+    Kernel.SPLIT_CHAMBERS: split_chambers,
     Kernel.VERTEX_PROGRAMS: vertex_programs,
+    Kernel.NEIGHBOUR_PROGRAMS: neighbour_programs,
 }

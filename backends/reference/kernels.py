@@ -17,7 +17,8 @@ from ...core.backend import Kernel
 from ...core.backend.layout import dense_layout
 from ...core.backend.subsets import subset_of_rank
 from ...core.types import FloatArray, IntArray, NumpyArray
-from ._vertex_program import column_scaled, vertex_program
+from ...core.zonotope.cone_program import column_scaled, vertex_program
+from ._split_chambers import split_chambers
 from .merging import merge_diagonal, merge_linear
 
 
@@ -322,6 +323,31 @@ def vertex_programs(
     return weights.astype(generators.dtype), multipliers.astype(generators.dtype)
 
 
+def neighbour_programs(
+    generators: FloatArray,
+    targets: FloatArray,
+    unit_signs: FloatArray,
+    patterns: FloatArray,
+    multipliers: FloatArray,
+    units: IntArray,
+    rows: IntArray,
+    *,
+    incumbent: float = np.inf,
+) -> tuple[FloatArray, FloatArray]:
+    """Weights (k, m, d) and losses (k,) of the programs with one sign turned; no hint is taken."""
+    every = np.repeat(patterns[None], len(units), axis=0)
+    for k, (j, i) in enumerate(zip(units, rows, strict=True)):
+        every[k, j, i] = -every[k, j, i]
+    weights, _ = vertex_programs(generators, targets, unit_signs, every)
+    losses = np.empty(len(units), dtype=generators.dtype)
+    for k, w in enumerate(weights):
+        outputs = unit_signs @ ((every[k] > 0) * (w @ generators.T))
+        losses[k] = 0.5 * ((outputs - targets) ** 2).sum()
+        if losses[k] >= incumbent:
+            weights[k], losses[k] = 0.0, np.inf
+    return weights, losses
+
+
 KERNELS: dict[Kernel, Callable[..., Any]] = {
     Kernel.DENSE_FISHER_ROWS: dense_fisher_rows,
     Kernel.DENSE_FISHER_DIAGONAL: dense_fisher_diagonal,
@@ -337,5 +363,7 @@ KERNELS: dict[Kernel, Callable[..., Any]] = {
     Kernel.ZONOTOPE_SUPPORT: zonotope_support,
     Kernel.SIGN_PATTERNS: sign_patterns,
     Kernel.SWEEP_CHAMBERS: sweep_chambers,
+    Kernel.SPLIT_CHAMBERS: split_chambers,
     Kernel.VERTEX_PROGRAMS: vertex_programs,
+    Kernel.NEIGHBOUR_PROGRAMS: neighbour_programs,
 }

@@ -10,7 +10,8 @@ INFO = BackendInfo(
     namespace="array_api_compat.torch",
     devices=("cpu", "cuda"),
     priority=100,
-    kernels=frozenset(Kernel) - {Kernel.VERTEX_PROGRAMS},
+    kernels=frozenset(Kernel)
+    - {Kernel.VERTEX_PROGRAMS, Kernel.SPLIT_CHAMBERS, Kernel.NEIGHBOUR_PROGRAMS},
     fallback="reference",
     extra="torch",
 )

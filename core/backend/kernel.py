@@ -26,7 +26,9 @@ class Kernel(StrEnum):
     ZONOTOPE_SUPPORT = "zonotope_support"
     SIGN_PATTERNS = "sign_patterns"
     SWEEP_CHAMBERS = "sweep_chambers"
+    SPLIT_CHAMBERS = "split_chambers"
     VERTEX_PROGRAMS = "vertex_programs"
+    NEIGHBOUR_PROGRAMS = "neighbour_programs"
 
     @property
     def spec(self) -> "KernelSpec":
@@ -254,6 +256,22 @@ SPECS: dict[Kernel, KernelSpec] = {
         nonempty=("n",),
         source="fishertope: Zaslavsky's count made constructive",
     ),
+    Kernel.SPLIT_CHAMBERS: KernelSpec(
+        interface="zonotope",
+        formula="for each of b cones {w : signs_i rows_i·w > 0} with a unit witness: does the side "
+        "+ or − of `row` meet it? 1 with a unit witness −ρ + t w, ρ = −s x − Σ μ_i s_i x_i the "
+        "shortest with μ >= 0; −1 if ρ = 0 for independent rows, beyond rounding; 0 where float64 "
+        "does not decide; as int8",
+        arguments=(
+            Argument("rows", "k d"),
+            Argument("row", "d"),
+            Argument("signs", "b k"),
+            Argument("witnesses", "b d"),
+        ),
+        returns=("b 2", "b 2 d"),
+        nonempty=("k", "d"),
+        source="Rada & Černý 2018, with one non-negative least squares a side",
+    ),
     Kernel.VERTEX_PROGRAMS: KernelSpec(
         interface="zonotope",
         formula="for each of b programs min ½‖Σ_j v_j A_j X w_j − y‖² + ½ ε‖w‖² subject to "
@@ -269,5 +287,25 @@ SPECS: dict[Kernel, KernelSpec] = {
         returns=("b m d", "b m n"),
         nonempty=("n",),
         source=_RELU + "; Goldfarb & Idnani 1983",
+    ),
+    Kernel.NEIGHBOUR_PROGRAMS: KernelSpec(
+        interface="zonotope",
+        formula="the vertex programs of `patterns` with one sign turned, for each pair of `units` "
+        "and `rows`; `multipliers` (> 0: the working set) of the program itself are a hint. "
+        "Weights and ½‖Φw − y‖²; infinite, with weights 0, where the optimum is found not to be "
+        "below `incumbent` (infinite)",
+        arguments=(
+            Argument("generators", "n d"),
+            Argument("targets", "n"),
+            Argument("unit_signs", "m"),
+            Argument("patterns", "m n"),
+            Argument("multipliers", "m n"),
+            Argument("units", "k", integer=True, below="m"),
+            Argument("rows", "k", integer=True, below="n"),
+        ),
+        options=("incumbent",),
+        returns=("k m d", "k"),
+        nonempty=("n",),
+        source="fishertope: dual active sets restarted from a neighbour's",
     ),
 }

@@ -214,6 +214,28 @@ def _programs(run: Run, problem: Problem) -> Iterator[Pair]:
     yield "signs and targets turned", turned, weights
 
 
+def _split(run: Run, problem: Problem) -> Iterator[Pair]:
+    rows, row, signs, witnesses = problem.arrays
+    answers, found = run(problem.kernel, rows, row, signs, witnesses)
+    # Turned over, everything stays: the cones of −s with the witnesses −w.
+    turned, other = run(problem.kernel, rows, row, -signs, -witnesses)
+    yield "antipodes: answers", turned[:, ::-1], answers
+    yield "antipodes: witnesses", other[:, ::-1], -found
+    longer, same = run(problem.kernel, 4.0 * rows, 0.5 * row, signs, 2.0 * witnesses)
+    yield "lengths do not count: answers", longer, answers
+    yield "lengths do not count: witnesses", same, found
+
+
+def _neighbours(run: Run, problem: Problem) -> Iterator[Pair]:
+    first, hint, places = problem.arrays[:4], problem.arrays[4], problem.arrays[5:]
+    weights, losses = run(problem.kernel, *problem.arrays)
+    again, same = run(problem.kernel, *first, 0.0 * hint, *places)
+    yield "without the hint: weights", again, weights
+    yield "without the hint: losses", same, losses
+    _, all_pruned = run(problem.kernel, *problem.arrays, incumbent=0.0)
+    yield "nothing is below zero", np.isinf(all_pruned) * 1.0, np.ones(len(losses))
+
+
 _RELATIONS: dict[Kernel, Callable[[Run, Problem], Iterator[Pair]]] = {
     Kernel.DENSE_FISHER_ROWS: _dense,
     Kernel.DENSE_FISHER_DIAGONAL: _dense,
@@ -229,5 +251,7 @@ _RELATIONS: dict[Kernel, Callable[[Run, Problem], Iterator[Pair]]] = {
     Kernel.ZONOTOPE_SUPPORT: _support,
     Kernel.SIGN_PATTERNS: _signs,
     Kernel.SWEEP_CHAMBERS: _sweep,
+    Kernel.SPLIT_CHAMBERS: _split,
     Kernel.VERTEX_PROGRAMS: _programs,
+    Kernel.NEIGHBOUR_PROGRAMS: _neighbours,
 }

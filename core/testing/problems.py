@@ -220,6 +220,15 @@ def _sweep(rng: np.random.Generator) -> Iterator[_Made]:
                 yield f"{name}, a part", (rows,), {**options, "start": 1, "count": count - 2}
 
 
+def _split(rng: np.random.Generator) -> Iterator[_Made]:
+    for k, d, b in ((8, 3, 6), (3, 4, 5), (1, 1, 2), (12, 2, 0), (20, 5, 40)):
+        rows, witnesses = rng.normal(size=(k + 1, d)), rng.normal(size=(b, d))
+        # Rounding decides nothing: the witnesses keep clear of every row.
+        witnesses = witnesses[(np.abs(witnesses @ rows.T) > 1e-2).all(axis=1)]
+        signs = np.where(witnesses @ rows[:-1].T > 0, 1.0, -1.0)
+        yield f"k={k} d={d} b={b}", (rows[:-1], rows[-1], signs, witnesses), {}
+
+
 def _programs(rng: np.random.Generator) -> Iterator[_Made]:
     # Near a teacher's patterns no unit dies, so that weights and multipliers are unique.
     for n, d, m, b in ((40, 3, 2, 3), (60, 2, 3, 1), (9, 1, 1, 4), (30, 2, 2, 0), (200, 4, 4, 20)):
@@ -230,6 +239,22 @@ def _programs(rng: np.random.Generator) -> Iterator[_Made]:
         directions = teacher + 0.1 * rng.normal(size=(b, m, d))
         patterns = np.where(directions @ rows.T > 0, 1.0, -1.0)
         yield f"n={n} d={d} m={m} b={b}", (rows, targets, signs, patterns), {}
+
+
+def _neighbours(rng: np.random.Generator) -> Iterator[_Made]:
+    for n, d, m in ((40, 3, 2), (60, 2, 3), (12, 1, 1)):
+        rows = rng.normal(size=(n, d)) + 0.5
+        teacher = rng.normal(size=(m, d))
+        signs = np.where(np.arange(m) % 2 == 0, 1.0, -1.0)
+        targets = signs @ np.maximum(teacher @ rows.T, 0) + 0.1 * rng.normal(size=n)
+        patterns = np.where(teacher @ rows.T > 0, 1.0, -1.0)
+        units, places = rng.integers(m, size=5), rng.integers(n, size=5)
+        # No hint, and a wrong one: the result is the same.
+        for name, hint in (("no hint", 0.0), ("a hint", (rng.random((m, n)) < 0.02) * 1.0)):
+            arrays = (rows, targets, signs, patterns, hint * np.ones((m, n)), units, places)
+            yield f"n={n} d={d} m={m}, {name}", arrays, {}
+        empty = (rows, targets, signs, patterns, np.zeros((m, n)), units[:0], places[:0])
+        yield f"n={n} d={d} m={m}, no flip", empty, {}
 
 
 _MAKERS: dict[Kernel, Callable[[np.random.Generator], Iterator[_Made]]] = {
@@ -247,5 +272,7 @@ _MAKERS: dict[Kernel, Callable[[np.random.Generator], Iterator[_Made]]] = {
     Kernel.ZONOTOPE_SUPPORT: _zonotope,
     Kernel.SIGN_PATTERNS: _signs,
     Kernel.SWEEP_CHAMBERS: _sweep,
+    Kernel.SPLIT_CHAMBERS: _split,
     Kernel.VERTEX_PROGRAMS: _programs,
+    Kernel.NEIGHBOUR_PROGRAMS: _neighbours,
 }

@@ -56,8 +56,12 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ("sign_patterns", "float32"): Tolerance(0.0, _EXACT),
     ("sweep_chambers", "float64"): Tolerance(1e-9, "solves of small systems; signs are exact"),
     ("sweep_chambers", "float32"): Tolerance(1e-5, "the clearance is rounded; signs are exact"),
+    ("split_chambers", "float64"): Tolerance(1e-9, "small least squares; answers are exact"),
+    ("split_chambers", "float32"): Tolerance(1e-5, "witnesses are rounded; answers are exact"),
     ("vertex_programs", "float64"): Tolerance(1e-6, "condition of H (< 1e6) times its roundings"),
     ("vertex_programs", "float32"): Tolerance(2e-5, "solved in float64, rounded at the end"),
+    ("neighbour_programs", "float64"): Tolerance(1e-6, "as vertex_programs"),
+    ("neighbour_programs", "float32"): Tolerance(2e-5, "as vertex_programs"),
     # Purposes beside the kernels, for tests of any part.
     ("finite_differences", "float64"): Tolerance(
         1e-6, "central differences with a step of 1e-5: error 1e-10 / 1e-5 and h² f'''"

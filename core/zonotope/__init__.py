@@ -15,5 +15,5 @@ from .pattern import (
 from .position import GeneralPosition as GeneralPosition, general_position as general_position
 from .skeleton import vertex_graph as vertex_graph, walls as walls
 from .sweep import Sweep as Sweep
-from .tree import tree_patterns as tree_patterns
+from .tree import tree_blocks as tree_blocks, tree_patterns as tree_patterns
 from .zonotope import Containment as Containment, Zonotope as Zonotope

@@ -19,7 +19,7 @@ from .pattern import check_generators, check_signs, vertex_of_pattern
 from .position import GeneralPosition, general_position
 from .skeleton import vertex_graph, walls
 from .sweep import Sweep
-from .tree import tree_patterns
+from .tree import tree_blocks
 
 METHODS = ("auto", "sweep", "tree")
 
@@ -86,7 +86,7 @@ class Zonotope:
         """
         if self.general_position.holds:
             return n_vertices(*self.generators.shape)
-        return sum(1 for _ in tree_patterns(self.generators))
+        return sum(map(len, tree_blocks(self.generators)))
 
     def patterns(
         self,
@@ -120,17 +120,14 @@ class Zonotope:
         if method == "sweep":
             yield from Sweep.over(self.generators, backend=backend).blocks(start, stop)
             return
-        block: list[NumpyArray] = []
-        for number, signs in enumerate(tree_patterns(self.generators)):
+        number = 0
+        for block in tree_blocks(self.generators, backend=backend):
+            part = block[max(0, start - number) : None if stop is None else max(0, stop - number)]
+            if len(part):
+                yield part
+            number += len(block)
             if stop is not None and number >= stop:
-                break
-            if number >= start:
-                block.append(signs)
-            if len(block) == 1 << 12:
-                yield np.array(block)
-                block = []
-        if block:
-            yield np.array(block)
+                return
 
     def vertices(self, *, method: str = "auto") -> Iterator[FloatArray]:
         """Stream the vertices p_s in blocks (≤ 2^16, d), in the order of :meth:`patterns`."""

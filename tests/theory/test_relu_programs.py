@@ -138,7 +138,7 @@ def test_z1_check_07_greedy_descends_and_no_neighbour_is_better():
         problem, _ = made(14, 2, 2, seed)
         found = greedy_search(problem, seed=seed)
         assert all(b < a for a, b in zip(found.history, found.history[1:], strict=False))
-        for patterns in neighbours(problem, found.patterns, proven=True):
+        for patterns in neighbours(problem, found.patterns):
             assert solve_with_cvxpy(problem, patterns) > found.loss * (1 - 1e-6) - 1e-9
 
 
@@ -236,7 +236,7 @@ def test_z1_check_13_refusals():
     with pytest.raises(InvalidInputError, match=r"Rows \[1, 2\] are equal"):
         select_vertices(x, [0.0, 1.0, 2.0])
     with pytest.raises(InvalidInputError, match="with_bias"):
-        select_vertices(np.random.default_rng(0).normal(size=(5, 2)), np.zeros(5))
+        select_vertices(np.random.default_rng(0).normal(size=(5, 1)), np.zeros(5))
     with pytest.raises(InvalidInputError, match="signs"):
         ReluProblem(inputs=x, targets=np.zeros(3), signs=[0.5])
     with pytest.raises(InvalidInputError, match=r"\[1\]"):

@@ -1,13 +1,15 @@
-"""The convex program of one vertex by non-negative least squares, every system formed by QR.
+"""Least squares on a cone by non-negative least squares, every system formed by QR.
 
 Slow and hard to upset: what the compiled dual active set does not finish comes here as well.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from ...core.types import FloatArray
+from ..types import FloatArray
 
 _ROUNDS = 60
 # Singular values on the null space below this share of ‖Φ‖ count as zero.
@@ -17,30 +19,52 @@ _RANK = 1e-13
 def vertex_program(
     x: FloatArray, y: FloatArray, v: FloatArray, patterns: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Weights (m, d) and multipliers (m, n) of min ½‖Φw − y‖² subject to S_j X w_j ≥ 0.
+    """Weights (m, d) and multipliers (m, n) of min ½‖Φw − y‖² subject to S_j X w_j ≥ 0."""
+    (n, d), m = x.shape, len(v)
+    phi = np.hstack([v[j] * (patterns[j] > 0)[:, None] * x for j in range(m)])
+    w, mu = cone_least_squares(phi, cone_of(x, patterns), y, blocks=m)
+    return w.reshape(m, d), mu.reshape(m, n)
+
+
+def cone_of(x: FloatArray, patterns: FloatArray) -> FloatArray:
+    """G = blockdiag(S_j X) (m n, m d)."""
+    (n, d), m = x.shape, len(patterns)
+    cone = np.zeros((m * n, m * d))
+    for j in range(m):
+        cone[j * n : (j + 1) * n, j * d : (j + 1) * d] = patterns[j][:, None] * x
+    return cone
+
+
+def cone_least_squares(
+    phi: FloatArray, cone: FloatArray, y: FloatArray, *, blocks: int = 1
+) -> tuple[FloatArray, FloatArray]:
+    """The w (p,) of min ½‖Φw − y‖², Gw ≥ 0, and the multipliers μ ≥ 0 of the rows of G.
 
     The proximal point method w⁺ = argmin ½‖Φw − y‖² + ½ε‖w − w°‖² on the cone. With
     Rᵀ R = ΦᵀΦ + εI from a QR of [Φ; √ε I] and t = R(w − w°), a step is the least-distance problem
     min ½‖t − t°‖², B t ≥ b, whose dual is one non-negative least squares (Lawson & Hanson 1974,
     ch. 23). The minimiser over the working set it finds, without ε, ends the rounds if it lies in
     the cone; multipliers are then a non-negative least squares over all tight rows.
+
+    Parameters
+    ----------
+    phi, cone, y : arrays (n, p), (k, p), (n,)
+    blocks : int
+        Equal blocks that w consists of; a block that is rounding is set to zero.
     """
-    (n, d), m = x.shape, len(v)
-    phi = np.hstack([v[j] * (patterns[j] > 0)[:, None] * x for j in range(m)])
-    lengths = np.linalg.norm(x, axis=1)
+    lengths = np.linalg.norm(cone, axis=1)
     lengths = np.where(lengths > 0, lengths, 1.0)
-    cone = np.zeros((m * n, m * d))
-    for j in range(m):
-        cone[j * n : (j + 1) * n, j * d : (j + 1) * d] = (patterns[j] / lengths)[:, None] * x
+    cone = cone / lengths[:, None]
     size = float(np.linalg.norm(phi))
+    w: FloatArray = np.zeros(phi.shape[1])
     if size == 0.0:
-        return np.zeros((m, d)), np.zeros((m, n))
+        return w, np.zeros(len(cone))
     # A weight of this size moves a prediction by ‖y‖; what is far below it is rounding.
-    unit = float(np.linalg.norm(y) / lengths.max())
-    best, least = np.zeros(m * d), 0.5 * float(y @ y)
+    unit = float(np.linalg.norm(y) / np.linalg.norm(phi, axis=1).max())
+    best, least = w, 0.5 * float(y @ y)
     for share in (1e-9, 1e-6, 1e-4):
         for found in _proximal(phi, cone, y, share * size**2 / phi.shape[1]):
-            w = _settled(found.reshape(m, d), unit).ravel()
+            w = _settled(found, unit, blocks)
             loss = 0.5 * float(((phi @ w - y) ** 2).sum())
             top = max(float(np.abs(w).max()), unit)
             if (cone @ w < -1e-11 * top).any():
@@ -49,12 +73,14 @@ def vertex_program(
                 best, least = w, loss
             mu, miss = _multipliers(phi, cone, y, w, 1e-10 * top)
             if miss <= 1e-11:
-                return w.reshape(m, d), mu.reshape(m, n) / lengths
+                return w, mu / lengths
     mu, _ = _multipliers(phi, cone, y, best, 1e-10 * max(float(np.abs(best).max()), unit))
-    return best.reshape(m, d), mu.reshape(m, n) / lengths
+    return best, mu / lengths
 
 
-def _proximal(phi: FloatArray, cone: FloatArray, y: FloatArray, ridge: float):  # type: ignore[no-untyped-def]
+def _proximal(
+    phi: FloatArray, cone: FloatArray, y: FloatArray, ridge: float
+) -> Iterator[FloatArray]:
     """The weights of each round: polished on their working set, then as the step left them."""
     from scipy.linalg import solve_triangular
     from scipy.optimize import nnls
@@ -63,6 +89,7 @@ def _proximal(phi: FloatArray, cone: FloatArray, y: FloatArray, ridge: float):  
     q, r = np.linalg.qr(np.vstack([phi, np.sqrt(ridge) * np.eye(size)]))
     sides = solve_triangular(r.T, cone.T, lower=True).T
     heights = np.linalg.norm(sides, axis=1)
+    heights = np.where(heights > 0, heights, 1.0)
     unit = sides / heights[:, None]
     w = np.zeros(size)
     for _ in range(_ROUNDS):
@@ -111,10 +138,11 @@ def _polished(phi: FloatArray, tight: FloatArray, y: FloatArray, w: FloatArray) 
     return w
 
 
-def _settled(w: FloatArray, unit: float) -> FloatArray:
-    """Units (m, d) that are rounding are zero: dead."""
-    sizes = np.abs(w).max(axis=1, keepdims=True)
-    return np.where(sizes <= 1e-14 * max(unit, float(sizes.max())), 0.0, w)
+def _settled(w: FloatArray, unit: float, blocks: int) -> FloatArray:
+    """Blocks that are rounding are zero."""
+    parts = w.reshape(blocks, -1) if len(w) % blocks == 0 else w[None]
+    sizes = np.abs(parts).max(axis=1, keepdims=True)
+    return np.where(sizes <= 1e-14 * max(unit, float(sizes.max())), 0.0, parts).ravel()
 
 
 def _multipliers(
