@@ -110,7 +110,8 @@ class Fisher:
             if self.floor > 0 and (i == 0 or self.floor_on == "all"):
                 trees[i], raised[i] = _floored(trees[i], self.floor)
         weights = np.array(request.weights)
-        norms = [fisher_norm(t) for t in trees]
+        merged = {g.name for g in request.problem(precisions=trees).groups}
+        norms = [fisher_norm({n: p for n, p in t.items() if n in merged}) for t in trees]
         if self.normalize:
             bad = [i for i, n in enumerate(norms) if n == 0 and weights[i] > 0]
             if bad:

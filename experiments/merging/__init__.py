@@ -1,0 +1,10 @@
+"""Studies of Fisher merging, one module each; helpers are named for what they do."""
+
+STUDIES = {
+    "merging-structures": "structures",
+    "merging-examples": "examples",
+    "merging-ensemble": "ensemble",
+    "merging-frontier": "frontier",
+    "merging-transfer": "transfer",
+    "merging-cost": "cost",
+}
