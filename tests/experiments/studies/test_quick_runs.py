@@ -32,4 +32,9 @@ def test_check_27_quick_runs_are_complete_and_repeatable(name, tmp_path):
     assert study.title in page
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)
     again = run_unit(study, run.rows[0].settings)
-    assert again.result == run.rows[0].result
+    assert _steady(again.result) == _steady(run.rows[0].result)
+
+
+def _steady(result):
+    """What a second run repeats: all but times of the processor, which studies of costs measure."""
+    return {name: value for name, value in result.items() if "seconds" not in name}
