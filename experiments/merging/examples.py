@@ -12,6 +12,7 @@ from ...core.fisher.labels import LabelRule
 from ...core.merging import merge
 from ...core.report import Column, Table
 from ...core.report.figures import curves
+from ...core.report.tables import Cell
 from ..studies import Figure, Rows, Study, Summary, decide, grid, t_interval
 from ..studies.study import Settings
 from .networks import accuracy, digits, halves, log_loss, two_specialists
@@ -64,12 +65,13 @@ def unit(settings: Settings) -> Mapping[str, Any]:
 
 
 def _rule(label: str) -> LabelRule:
-    return {
+    rules: dict[str, LabelRule] = {
         "exact": ExactLabels(),
         "1 sample": SampledLabels(1),
         "16 samples": SampledLabels(16),
         "data": DataLabels(),
-    }[label]
+    }
+    return rules[label]
 
 
 def summarise(rows: Rows) -> Summary:
@@ -78,23 +80,21 @@ def summarise(rows: Rows) -> Summary:
     def against(name: str, key: str, sign: float) -> Any:
         return sign * (rows.values(f"{name}, {key}") - rows.values(f"isotropic, {key}"))
 
+    lines: list[list[Cell]] = []
+    for label, n in [("isotropic", None), *((label, n) for label in LABELS for n in COUNTS)]:
+        name = label if n is None else f"{label}, n={n}"
+        line: list[Cell] = [label, n]
+        for key, sign in (("accuracy", 1), ("NLL", -1)):
+            gap = "–" if n is None else t_interval(against(name, key, sign)).text("+.3f")
+            line += [t_interval(rows.values(f"{name}, {key}")).text(), gap]
+        lines.append(line)
     table = Table(
         title="Diagonal Fisher merges: accuracy and NLL by examples and labels",
         columns=[
             Column(name="labels", left=True), Column(name="examples"), Column(name="accuracy"),
             Column(name="minus isotropic"), Column(name="NLL"), Column(name="NLL below isotropic"),
         ],
-        rows=[
-            ["isotropic", None, t_interval(rows.values("isotropic, accuracy")).text(), "–",
-             t_interval(rows.values("isotropic, NLL")).text(), "–"],
-            *[
-                [label, n, t_interval(rows.values(f"{label}, n={n}, accuracy")).text(),
-                 t_interval(against(f"{label}, n={n}", "accuracy", 1)).text("+.3f"),
-                 t_interval(rows.values(f"{label}, n={n}, NLL")).text(),
-                 t_interval(against(f"{label}, n={n}", "NLL", -1)).text("+.3f")]
-                for label in LABELS for n in COUNTS
-            ],
-        ],
+        rows=lines,
     )  # fmt: skip
     design = Table(
         title="Floor and normalisation (exact labels, 512 examples)",

@@ -19,7 +19,8 @@ from .networks import accuracy, digits, halves, log_loss, train, two_specialists
 STRUCTURES = ("block", "kronecker", "ekfac", "gram")
 RHOS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
 TUNES = (200, 1000)
-CHOSEN = ("isotropic", "diagonal", "shuffled diagonal", *STRUCTURES)
+NORMALISED = "diagonal, normalised"
+CHOSEN = ("isotropic", "diagonal", NORMALISED, "shuffled diagonal", *STRUCTURES)
 
 
 def units(quick: bool) -> list[dict[str, Any]]:
@@ -48,6 +49,7 @@ def unit(settings: Settings) -> Mapping[str, Any]:
     put("isotropic", merge(models, method="isotropic").model())
     trees = [estimate_precision(m, x) for m, x in zip(models, parts, strict=True)]
     put("diagonal", merge(models, trees, method="fisher").model())
+    put(NORMALISED, merge(models, trees, method="fisher", normalize=True).model())
     rng = np.random.default_rng([seed, 14])
     turned = [_shuffled(t, rng) for t in trees]
     put("shuffled diagonal", merge(models, turned, method="fisher").model())
@@ -81,8 +83,8 @@ def summarise(rows: Rows) -> Summary:
     for tune in rows.distinct("tune"):
         own = rows.where(tune=tune)
         tables += [_scores(own, tune), _dampings(own, tune)]
-        gap = own.values("diagonal, accuracy") - own.values("isotropic, accuracy")
-        loss = own.values("isotropic, NLL") - own.values("diagonal, NLL")
+        gap = own.values(f"{NORMALISED}, accuracy") - own.values("isotropic, accuracy")
+        loss = own.values("isotropic, NLL") - own.values(f"{NORMALISED}, NLL")
         findings += [
             decide(f"{tune} steps: accuracy minus isotropic", t_interval(gap), at_least=0.0),
             decide(f"{tune} steps: NLL below isotropic", t_interval(loss), at_least=0.0),
@@ -160,7 +162,7 @@ STUDY = Study(
     rule=(
         "Holds if over ten seeds, after 200 and after 1,000 steps, the paired 95 % intervals of "
         "accuracy minus isotropic accuracy, and of isotropic NLL minus NLL, lie above 0 for the "
-        "diagonal."
+        "normalised diagonal (the default of the paper's code)."
     ),
     units=units,
     unit=unit,

@@ -52,11 +52,12 @@ def unit(settings: Settings) -> Mapping[str, Any]:
     found = {"target alone": alone, "sequential": sequential}
 
     def merged(target: DenseNetwork, donor: int, method: str) -> tuple[DenseNetwork, float]:
+        options: dict[str, Any] = {"normalize": True} if method == "fisher" else {}
         result = search_weights(
             [target, donors[donor]], _scores, select,
             precisions=[own[id(target)], given[donor]] if method == "fisher" else None,
             method=method, search=PairGrid(21), isotropic=False,
-            sites={"layers.2.*": "take:0"}, **({"normalize": True} if method == "fisher" else {}),
+            sites={"layers.2.*": "take:0"}, **options,
         )  # fmt: skip
         return result.solution.model(), float(result.weights[1])
 
