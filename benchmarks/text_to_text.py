@@ -39,7 +39,7 @@ SCALES = {
     "small": ((256, 1_024, 32, 8, 4), 4_096, 128, 29),
 }
 BATCH = 32
-NEW_TOKENS = 32
+NEW_TOKENS = 96
 
 
 def both(scale: str) -> tuple[Seq2Seq, Any, torch.Tensor, torch.Tensor]:

@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .config import Seq2SeqConfig
 from .layers import at_least_float32
@@ -191,10 +192,14 @@ class Attention(nn.Module):
             elif cache is not None:
                 # matmul would copy a strided view at every step.
                 cache.fixed(keys.contiguous(), values.contiguous())
-        logits = query @ keys.transpose(-1, -2)
-        if bias is not None:
-            logits = logits + bias
-        weights = self.dropout(torch.softmax(at_least_float32(logits), -1).to(values.dtype))
-        mixed = (weights @ values).transpose(1, 2).reshape(x.shape[0], x.shape[1], -1)
+        if torch.is_grad_enabled() or self.training:
+            logits = query @ keys.transpose(-1, -2)
+            if bias is not None:
+                logits = logits + bias
+            weights = self.dropout(torch.softmax(at_least_float32(logits), -1).to(values.dtype))
+            heads = weights @ values
+        else:  # the same without keeping the weights
+            heads = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=1.0)
+        mixed = heads.transpose(1, 2).reshape(x.shape[0], x.shape[1], -1)
         out: Tensor = self.output(mixed)
         return out

@@ -9,6 +9,7 @@ from fishertope.core.errors import InvalidInputError
 
 from .layers import at_least_float32
 from .model import Cache, Seq2Seq, shift_right
+from .prepared import PreparedDecoder, can_prepare
 
 NEGATIVE = -1.0e9
 
@@ -16,7 +17,9 @@ NEGATIVE = -1.0e9
 class _Session:
     """A decoder that has read its inputs and gives the next log-probabilities."""
 
-    def __init__(self, model: Seq2Seq, inputs: Tensor, copies: int = 1) -> None:
+    def __init__(
+        self, model: Seq2Seq, inputs: Tensor, copies: int = 1, *, prepare: bool = True
+    ) -> None:
         config = model.config
         if inputs.ndim != 2 or inputs.shape[1] == 0:
             raise InvalidInputError(
@@ -41,9 +44,16 @@ class _Session:
                 self.prefix = torch.ones_like(start, dtype=torch.bool)
                 self.prefix = self.prefix.repeat_interleave(copies, 0)
         self.start = start.repeat_interleave(copies, 0)
+        self.prepared: PreparedDecoder | None = None
+        if self.encoded is None or self.source_mask is None:
+            return
+        if prepare and can_prepare(model):
+            self.prepared = PreparedDecoder(model, self.encoded, self.source_mask)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits ``(rows, vocab)`` after reading ``(rows, new)``."""
+        if self.prepared is not None:
+            return at_least_float32(self.prepared.step(tokens))
         prefix = self.prefix if self.cache.length == 0 else None
         logits = self.model.decode(
             tokens,
@@ -55,8 +65,11 @@ class _Session:
         return at_least_float32(logits[:, -1])
 
     def reorder(self, rows: Tensor) -> None:
-        """Continue from the given rows."""
-        self.cache.reorder(rows)
+        """Continue from the given rows, each of which has the source of the one it replaces."""
+        if self.prepared is not None:
+            self.prepared.reorder(rows)
+        else:
+            self.cache.reorder(rows)
 
 
 @torch.no_grad()

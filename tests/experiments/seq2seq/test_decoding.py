@@ -146,3 +146,42 @@ def test_refusals():
         rank_classify(own, rows(8), torch.tensor([[3, 1]]))
     with pytest.raises(InvalidInputError, match="temperature"):
         sample(own, rows(8), max_new_tokens=2, generator=torch.Generator(), temperature=0.0)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_prepared_decoder_is_the_decoder(gated, padded):
+    """Folded norms and fused matrices change nothing but rounding; rows can be reordered."""
+    from fishertope.experiments.seq2seq.decoding import _Session
+    from fishertope.experiments.seq2seq.prepared import can_prepare
+
+    config = Seq2SeqConfig(
+        vocab_size=30, d_model=16, d_ff=24, d_kv=8, heads=2, layers=3, gated=gated,
+        activation="gelu" if gated else "relu",
+    )  # fmt: skip
+    model = Seq2Seq(config, torch.Generator().manual_seed(0)).double().eval()
+    with torch.no_grad():
+        for norm in model.modules():
+            if hasattr(norm, "eps"):
+                norm.weight.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(1))
+    inputs = torch.randint(2, 30, (3, 7), generator=torch.Generator().manual_seed(2))
+    if padded:
+        inputs[1, 5:] = 0
+    assert not can_prepare(model)
+    with torch.no_grad():
+        assert can_prepare(model)
+        fast, slow = (_Session(model, inputs, 2, prepare=p) for p in (True, False))
+        assert fast.prepared is not None
+        assert slow.prepared is None
+        tokens = fast.start
+        for n in range(40):
+            a, b = fast.step(tokens), slow.step(tokens)
+            torch.testing.assert_close(a, b, atol=1e-10, rtol=0)
+            if n % 7 == 3:
+                rows = torch.tensor([1, 1, 2, 3, 5, 4])
+                fast.reorder(rows)
+                slow.reorder(rows)
+                b = b[rows]
+            tokens = b.argmax(-1, keepdim=True) % 28 + 2
+        model.train()
+        assert not can_prepare(model)
