@@ -195,7 +195,7 @@ class Attention(nn.Module):
         if torch.is_grad_enabled() or self.training:
             logits = query @ keys.transpose(-1, -2)
             if bias is not None:
-                logits = logits + bias
+                logits += bias
             weights = self.dropout(torch.softmax(at_least_float32(logits), -1).to(values.dtype))
             heads = weights @ values
         else:  # the same without keeping the weights

@@ -309,10 +309,13 @@ def token_loss(
         "sum" does not divide at all.
     """
     wide = at_least_float32(logits)
-    log_z = torch.logsumexp(wide, -1)
-    picked = wide.gather(-1, targets[..., None])[..., 0]
-    real = ((targets != pad_id) if weights is None else weights).to(log_z.dtype)
-    total = ((log_z - picked + z_loss * log_z.square()) * real).sum()
+    losses = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="none")
+    losses = losses.view_as(targets)
+    real = ((targets != pad_id) if weights is None else weights).to(losses.dtype)
+    if z_loss:  # log Z = z_target - log p(target)
+        log_z = wide.gather(-1, targets[..., None])[..., 0] + losses
+        losses = losses + z_loss * log_z.square()
+    total = (losses * real).sum()
     if reduction == "sum":
         return total
     return total / (targets.numel() if per_position else real.sum().clamp(min=1))
