@@ -40,6 +40,16 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
 }
 
+ITEM_BYTES: dict[str, int] = {
+    **{code: dtype.itemsize for code, dtype in DTYPES.items()},
+    "BF16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+    "C64": 8,
+}
+"""Bytes of an entry of every dtype of the format, those without a NumPy dtype too."""
+
 _ADVICE = "Restore it from a copy or compute it again."
 
 
@@ -99,7 +109,7 @@ def encode(places: Mapping[str, Place], metadata: Mapping[str, str]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def read_header(file: BinaryIO, name: str) -> Header:
+def read_header(file: BinaryIO, name: str, *, foreign: bool = False) -> Header:
     """Read and check the header; nothing is believed that the file's size does not bear out.
 
     Parameters
@@ -107,6 +117,9 @@ def read_header(file: BinaryIO, name: str) -> Header:
     file : binary file, at its beginning
     name : str
         What to call the file in messages.
+    foreign : bool
+        Take the dtypes of :data:`ITEM_BYTES` that NumPy lacks too: for files that other programs
+        wrote, whose bytes are not read as NumPy arrays.
 
     Raises
     ------
@@ -134,7 +147,8 @@ def read_header(file: BinaryIO, name: str) -> Header:
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise damaged(name, "the header's __metadata__ does not map strings to strings")
-    places = {key: _place(name, key, entry) for key, entry in entries.items()}
+    known = ITEM_BYTES if foreign else {code: ITEM_BYTES[code] for code in DTYPES}
+    places = {key: _place(name, key, entry, known) for key, entry in entries.items()}
     end = 0
     for key, place in sorted(places.items(), key=lambda item: (item[1].start, item[1].stop)):
         if place.start != end:
@@ -155,24 +169,24 @@ def damaged(name: str, what: str) -> CorruptFileError:
     return CorruptFileError(f"{name} is damaged: {what}. {_ADVICE}")
 
 
-def _place(name: str, key: str, entry: Any) -> Place:
+def _place(name: str, key: str, entry: Any, known: Mapping[str, int]) -> Place:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise damaged(name, f"the entry of array {key!r} is not dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(code, str) or code not in DTYPES:
+    if not isinstance(code, str) or code not in known:
         raise damaged(
-            name, f"array {key!r} has the dtype {_short(code)}; known are {', '.join(DTYPES)}"
+            name, f"array {key!r} has the dtype {_short(code)}; known are {', '.join(known)}"
         )
     # NumPy refuses extents whose product overflows even where one of them is zero.
     if (
         not _counts(shape)
         or len(shape) > MAX_AXES
-        or prod(max(s, 1) for s in shape) * DTYPES[code].itemsize >= 2**63
+        or prod(max(s, 1) for s in shape) * known[code] >= 2**63
     ):
         raise damaged(name, f"array {key!r} has the shape {_short(shape)}")
     if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise damaged(name, f"array {key!r} has the offsets {_short(offsets)}")
-    expected = prod(shape) * DTYPES[code].itemsize
+    expected = prod(shape) * known[code]
     if offsets[1] - offsets[0] != expected:
         raise damaged(
             name,
