@@ -246,3 +246,76 @@ def diagonal(sources, precisions, weights, ridges, floors, out, counts):  # type
                         counts[1, k] += 1
             _settle(base, moment, total, low, high)
             counts[0, k] += _encode(out[k, at : at + length], moment)
+
+
+def _number(stored):  # type: ignore[no-untyped-def]
+    """One stored entry as float32."""
+    raise NotImplementedError
+
+
+@overload(_number, jit_options=_OPTIONS)
+def _number_overload(stored):  # type: ignore[no-untyped-def]
+    if stored.name == "uint16":
+
+        def bits(stored):  # type: ignore[no-untyped-def]
+            return np.uint32(_u32(stored) << _u32(16)).view(np.float32)
+
+        return bits
+
+    def number(stored):  # type: ignore[no-untyped-def]
+        return np.float32(stored)
+
+    return number
+
+
+@njit(**_OPTIONS)
+def _rounded(value):  # type: ignore[no-untyped-def]
+    """A float32 as bfloat16 bits, and the larger exponent of before and after, as bits."""
+    b = np.float32(value).view(np.uint32)
+    code = _u32(_u32(b + _u32(0x7FFF)) + _u32(_u32(b >> _u32(16)) & _u32(1)))
+    return np.uint16(_u32(code >> _u32(16))), max(
+        _u32(b & _u32(0x7F800000)), _u32(code & _u32(0x7F800000))
+    )
+
+
+@njit(**_OPTIONS)
+def linear_pair(base, other, weight, total, out):  # type: ignore[no-untyped-def]
+    """:func:`linear` for two sources in bfloat16 bits, in registers; false where it must be redone.
+
+    That is where a result is not finite.
+    """
+    worst = _u32(0)
+    for j in range(len(out)):
+        x = _number(base[j])
+        code, size = _rounded(total * x + weight * (_number(other[j]) - x))
+        out[j] = code
+        worst = max(worst, size)
+    return worst < _u32(0x7F800000)
+
+
+@njit(**_OPTIONS)
+def diagonal_pair(x, y, f, g, weights, ridges, floors, out):  # type: ignore[no-untyped-def]
+    """:func:`diagonal` for two sources in bfloat16 bits, in registers; false where it must be redone.
+
+    That is where a result is not finite, a precision negative, or no precision positive.
+    """
+    worst, signs, least = _u32(0), np.int32(0), np.int32(1)
+    w0, w1, r0, r1 = weights[0], weights[1], ridges[0], ridges[1]
+    floor0, floor1 = floors[0], floors[1]
+    for j in range(len(out)):
+        a, b, fa, fb = _number(x[j]), _number(y[j]), _number(f[j]), _number(g[j])
+        p = w0 * (floor0 if fa < floor0 else fa) + r0
+        q = w1 * (floor1 if fb < floor1 else fb) + r1
+        total = p + q
+        better = q > p
+        base, other, rest = (b if better else a), (a if better else b), (p if better else q)
+        value = base + rest * (other - base) / total
+        low, high = (a if a < b else b), (b if a < b else a)
+        value = low if value < low else value
+        value = high if value > high else value
+        code, size = _rounded(value)
+        out[j] = code
+        worst = max(worst, size)
+        signs = np.int32(signs | np.float32(fa).view(np.int32) | np.float32(fb).view(np.int32))
+        least = min(least, np.float32(total).view(np.int32))
+    return worst < _u32(0x7F800000) and signs >= 0 and least > 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...core.types import FloatArray, IntArray, NumpyArray
-from ._merge_kernels import diagonal, linear
+from ._merge_kernels import diagonal, diagonal_pair, linear, linear_pair
 
 # Two or three terms in float32 decide a bfloat16's rounding wrongly less often than 1e-4.
 _FEW_SOURCES = 4
@@ -25,7 +25,15 @@ def merge_linear(
     x = _ready(sources)
     out = np.empty((len(w), x.shape[1]), dtype=x.dtype)
     bad = np.zeros(len(w), dtype=np.int64)
-    linear(x, w, np.array(totals, dtype=work), references, out, bad)
+    s = np.array(totals, dtype=work)
+    if x.dtype == np.uint16 and len(x) == 2:
+        done = [
+            linear_pair(x[r], x[1 - r], w[k, 1 - r], s[k], out[k])
+            for k, r in enumerate(references)
+        ]
+        if all(done):
+            return out, bad
+    linear(x, w, s, references, out, bad)
     return _stored(out, sources.dtype, bad)
 
 
@@ -43,12 +51,16 @@ def merge_diagonal(
     x, f = _ready(sources), _ready(precisions)
     out = np.empty((len(w), x.shape[1]), dtype=x.dtype)
     counts = np.zeros((3, len(w)), dtype=np.int64)
+    if x.dtype == np.uint16 and len(x) == 2 and work is np.float32:
+        done = [
+            diagonal_pair(x[0], x[1], f[0], f[1], w[k], ridge[k], floor, out[k])
+            for k in range(len(w))
+        ]
+        if all(done):
+            return out, counts[0], counts[1], counts[2]
     diagonal(x, f, w, ridge, floor, out, counts)
     merged, bad = _stored(out, sources.dtype, counts[0])
     return merged, bad, counts[1], counts[2]
-
-
-merge_linear.takes_bits = merge_diagonal.takes_bits = True  # type: ignore[attr-defined]
 
 
 def _work(sources: NumpyArray, *, few: bool) -> type[np.floating]:

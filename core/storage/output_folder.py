@@ -177,11 +177,22 @@ class OutputFolder:
         """Write a UTF-8 text file into this folder."""
         write_bytes(self._ready(name), text.encode("utf-8", errors="replace"))
 
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file into this folder."""
+        write_bytes(self._ready(name), data)
+
     def write_json(self, name: str, value: JSON) -> None:
         """Write a JSON file into this folder."""
         write_json(self._ready(name), value)
 
-    def finish(self, results: Mapping[str, JSON], *, seed: int | None, backend: str | None) -> None:
+    def finish(
+        self,
+        results: Mapping[str, JSON],
+        *,
+        seed: int | None,
+        backend: str | None,
+        digests: Mapping[str, Mapping[str, JSON]] | None = None,
+    ) -> None:
         """Write ``results.json`` and the manifest, and put the folder under its final name.
 
         Parameters
@@ -190,6 +201,10 @@ class OutputFolder:
             The numbers of the run.
         seed, backend
             Recorded beside versions, threads, wall time and peak memory.
+        digests : mapping, optional
+            ``{"bytes": ..., "sha256": ...}`` of files that were hashed while they were written, or
+            with ``None`` for a SHA-256 that shall not be made: of such a file only the size is
+            checked later. All other files are read and hashed now.
 
         Raises
         ------
@@ -211,7 +226,11 @@ class OutputFolder:
         write_json(self.working / RESULTS, {"results": plain(results), "run": facts})
         with explain_write(self.path):
             self._drop_partials()
-            files = {name: _digest(self.working / name) for name in self._payload()}
+            known = digests or {}
+            files = {
+                name: dict(known[name]) if name in known else _digest(self.working / name)
+                for name in self._payload()
+            }
             manifest = {"fishertope_results": FORMAT_VERSION, **self._identity, "files": files}
             write_json(self.working / MANIFEST, manifest)
             (self.working / _RUN).unlink(missing_ok=True)
@@ -365,7 +384,7 @@ def verify_folder(path: str | os.PathLike[str]) -> dict[str, Any]:
     for name, facts in sorted(manifest["files"].items()):
         if name not in present:
             bad.append(f"{name} is missing")
-        elif _digest(folder / name) != facts:
+        elif not _as_recorded(folder / name, facts):
             bad.append(f"{name} was altered")
     if bad:
         raise CorruptFileError(
@@ -408,6 +427,12 @@ def _files(folder: Path) -> list[str]:
     for place, _, names in os.walk(folder):
         found += [(Path(place) / name).relative_to(folder).as_posix() for name in names]
     return sorted(found)
+
+
+def _as_recorded(path: Path, facts: Any) -> bool:
+    if isinstance(facts, dict) and facts.get("sha256", "") is None:  # was not asked for
+        return facts == {"bytes": path.stat().st_size, "sha256": None}
+    return bool(_digest(path) == facts)
 
 
 def _digest(path: Path) -> dict[str, Any]:

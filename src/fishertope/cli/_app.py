@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import _backends, _demo, _estimate, _experiment, _fisher, _inspect, _text
+from . import _backends, _demo, _estimate, _experiment, _fisher, _inspect, _merge, _text, _verify
 
 app = typer.Typer(
     name="fishertope",
@@ -41,5 +41,7 @@ app.command("backends")(_backends.backends)
 app.command("fisher")(_fisher.fisher)
 app.command("estimate")(_estimate.estimate)
 app.command("inspect")(_inspect.inspect)
+app.command("merge")(_merge.merge)
+app.command("verify")(_verify.verify)
 app.add_typer(_experiment.group, name="experiment")
 app.add_typer(_text.group, name="text")

@@ -20,15 +20,15 @@ def inspect(
     path: Annotated[
         Path,
         typer.Argument(
-            help="A Fisher store, a .safetensors file (a precision, a decomposition), or a results "
-            "folder.",
+            help="A Fisher store, a .safetensors file (a precision, a decomposition), a results "
+            "folder, a checkpoint or adapter folder, or a merge plan (.yaml).",
             exists=True,
             show_default=False,
         ),
     ],
     json: JsonOption = False,
 ) -> None:
-    """Show what a store, file or results folder holds, after checking that it is unaltered."""
+    """Show what a store, file, folder or plan holds, after checking what can be checked."""
     found = facts_of(path)
     if json:
         print_json(found)
@@ -47,6 +47,10 @@ def facts_of(path: Path) -> dict[str, Any]:
     from ..core.storage import inspect_file, load_arrays, verify_folder
     from ..core.storage.shards import PLAN, is_store, read_plan, unfinished
 
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return _plan_facts(path)
+    if checkpoint_of(path):
+        return _checkpoint_facts(path)
     if path.is_dir() and unfinished(path):
         plan = read_plan(path)
         done = sorted(path.glob("shard-*.safetensors"))
@@ -68,6 +72,58 @@ def facts_of(path: Path) -> dict[str, Any]:
     if found["kind"] is not None:
         load_arrays(path, mapped=True)  # checks every array's bytes
     return found | _meaning(path, found["kind"])
+
+
+def checkpoint_of(path: Path) -> bool:
+    """Whether a path is a model's checkpoint: weights of another program, or in a folder."""
+    from ..core.merging.streaming.adapter import is_adapter
+
+    if path.is_file() and path.suffix == ".safetensors":
+        from ..core.storage.header import read_header
+
+        with path.open("rb") as file:
+            header = read_header(file, str(path), foreign=True)
+        return "fishertope_format" not in header.metadata
+    if not path.is_dir() or (path / "manifest.json").is_file():
+        return False
+    if is_adapter(path):
+        return True
+    files = sorted(path.glob("*.safetensors"))
+    return bool(files) and not files[0].name.startswith("shard-")
+
+
+def _checkpoint_facts(path: Path) -> dict[str, Any]:
+    """From the headers of all its files."""
+    from ..core.merging.streaming import Checkpoint
+    from ..core.merging.streaming.adapter import CONFIG, is_adapter
+    from ..core.storage import read_json
+
+    with Checkpoint(path) as found:
+        tensors = found.tensors.values()
+        dtypes = sorted({t.dtype for t in tensors})
+        facts: dict[str, Any] = {
+            "tensors": len(tensors), "parameters": sum(t.size for t in tensors),
+            "dtypes": {d: sum(t.dtype == d for t in tensors) for d in dtypes},
+            "files": [s.name for s in found.shards], "metadata": dict(found.metadata[0]),
+        }  # fmt: skip
+        if found.unlisted:
+            facts["tensors that the index leaves out"] = found.unlisted
+        if is_adapter(path):
+            config = read_json(path / CONFIG)
+            keys = ("peft_type", "r", "lora_alpha", "use_rslora", "base_model_name_or_path")
+            facts["adapter"] = {k: config.get(k) for k in keys} if isinstance(config, dict) else {}
+        return {
+            "kind": "checkpoint", "format": None, "facts": facts, "bytes": found.bytes,
+            "arrays": {t.name: {"dtype": t.dtype, "shape": list(t.shape)} for t in tensors},
+        }  # fmt: skip
+
+
+def _plan_facts(path: Path) -> dict[str, Any]:
+    """A plan, as it was understood."""
+    from ..core.merging.plans import load_plan, plan_text
+
+    plan = load_plan(path)
+    return {"kind": "merge plan", "plan": plan.to_dict(), "contents": plan_text(plan).strip()}
 
 
 def store_facts(store: FisherStore) -> dict[str, Any]:
@@ -97,6 +153,10 @@ def show(path: Path, found: Mapping[str, Any], console: Console) -> None:
     """Tables of what there is."""
     from ..core.report import Column, Table
 
+    if found.get("kind") == "merge plan":
+        console.print(f"{path}: a merge plan, in order", markup=False, highlight=False)
+        console.print(found["contents"], markup=False, highlight=False)
+        return
     columns = [Column(name="file", left=True), Column(name="bytes", format=",")]
     rows: list[list[str | int]]
     if "shards" in found:
@@ -116,6 +176,8 @@ def show(path: Path, found: Mapping[str, Any], console: Console) -> None:
         state = (
             "a safetensors file of another program; its header is sound"
             if kind is None
+            else "a checkpoint; its headers are sound"
+            if kind == "checkpoint"
             else f"{kind}, complete and unaltered"
         )
         line = f"{path}: {state} ({size:,} bytes)"

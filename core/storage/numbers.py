@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...errors import InvalidInputError
-from ...storage.header import DTYPES, ITEM_BYTES
-from ...types import FloatArray, NumpyArray
+from ..errors import InvalidInputError
+from ..types import FloatArray, NumpyArray
+from .header import DTYPES, ITEM_BYTES
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Dtype codes that are merged."""
@@ -32,9 +32,7 @@ def float_code(name: str) -> str:
     """
     code = _NAMES.get(str(name).removeprefix("torch."), str(name))
     if code not in FLOATS:
-        raise InvalidInputError(
-            f"The dtype {name!r} was given; {', '.join(_NAMES)} are accepted."
-        )
+        raise InvalidInputError(f"The dtype {name!r} was given; {', '.join(_NAMES)} are accepted.")
     return code
 
 
