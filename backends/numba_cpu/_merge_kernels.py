@@ -10,13 +10,31 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
-from numba.extending import overload
+from numba import njit, types
+from numba.extending import intrinsic, overload
 
 CHUNK = 2048
 # Numba widens integers after every operation; only narrowed again do they fill the vector units.
 _u32 = np.uint32
 _OPTIONS: Any = {"cache": True, "nogil": True, "error_model": "numpy"}
+
+
+@intrinsic
+def _fused(typingctx, a, b, c):  # type: ignore
+    """a·b + c rounded once."""
+    return a(a, a, a), lambda context, builder, signature, args: builder.fma(*args)
+
+
+def _added(total, weight, difference):  # type: ignore[no-untyped-def]
+    """``total + weight * difference``; in float32 rounded once, so that fewer ties are missed."""
+    raise NotImplementedError
+
+
+@overload(_added, jit_options=_OPTIONS)
+def _added_overload(total, weight, difference):  # type: ignore[no-untyped-def]
+    if total == types.float32:
+        return lambda total, weight, difference: _fused(weight, difference, total)  # type: ignore
+    return lambda total, weight, difference: total + weight * difference
 
 
 def _decode(row, source):  # type: ignore[no-untyped-def]
@@ -115,7 +133,7 @@ def linear(sources, weights, totals, references, out, bad):  # type: ignore[no-u
                 if i != r:
                     w, x = weights[k, i], decoded[i, :length]
                     for j in range(length):
-                        total[j] += w * (x[j] - base[j])
+                        total[j] = _added(total[j], w, x[j] - base[j])
             bad[k] += _encode(out[k, at : at + length], total)
 
 
@@ -280,14 +298,11 @@ def _rounded(value):  # type: ignore[no-untyped-def]
 
 @njit(**_OPTIONS)
 def linear_pair(base, other, weight, total, out):  # type: ignore[no-untyped-def]
-    """:func:`linear` for two sources in bfloat16 bits, in registers; false where it must be redone.
-
-    That is where a result is not finite.
-    """
+    """:func:`linear` for two sources in bfloat16 bits, in registers; false if not finite."""
     worst = _u32(0)
     for j in range(len(out)):
         x = _number(base[j])
-        code, size = _rounded(total * x + weight * (_number(other[j]) - x))
+        code, size = _rounded(_added(total * x, weight, _number(other[j]) - x))
         out[j] = code
         worst = max(worst, size)
     return worst < _u32(0x7F800000)
@@ -295,9 +310,9 @@ def linear_pair(base, other, weight, total, out):  # type: ignore[no-untyped-def
 
 @njit(**_OPTIONS)
 def diagonal_pair(x, y, f, g, weights, ridges, floors, out):  # type: ignore[no-untyped-def]
-    """:func:`diagonal` for two sources in bfloat16 bits, in registers; false where it must be redone.
+    """:func:`diagonal` for two sources in bfloat16 bits, in registers; whether it may stay so.
 
-    That is where a result is not finite, a precision negative, or no precision positive.
+    It must be redone where a result is not finite, a precision negative, or none positive.
     """
     worst, signs, least = _u32(0), np.int32(0), np.int32(1)
     w0, w1, r0, r1 = weights[0], weights[1], ridges[0], ridges[1]
@@ -315,7 +330,7 @@ def diagonal_pair(x, y, f, g, weights, ridges, floors, out):  # type: ignore[no-
         value = high if value > high else value
         code, size = _rounded(value)
         out[j] = code
-        worst = max(worst, size)
+        worst = max(worst, size, _u32(np.float32(total).view(np.uint32) & _u32(0x7F800000)))
         signs = np.int32(signs | np.float32(fa).view(np.int32) | np.float32(fb).view(np.int32))
         least = min(least, np.float32(total).view(np.int32))
     return worst < _u32(0x7F800000) and signs >= 0 and least > 0

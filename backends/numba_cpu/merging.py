@@ -12,7 +12,7 @@ from ...core.types import FloatArray, IntArray, NumpyArray
 from ._merge_kernels import diagonal, diagonal_pair, linear, linear_pair
 
 # Two or three terms in float32 decide a bfloat16's rounding wrongly less often than 1e-4.
-_FEW_SOURCES = 4
+_FEW_SOURCES = 3
 
 
 def merge_linear(
@@ -28,8 +28,7 @@ def merge_linear(
     s = np.array(totals, dtype=work)
     if x.dtype == np.uint16 and len(x) == 2:
         done = [
-            linear_pair(x[r], x[1 - r], w[k, 1 - r], s[k], out[k])
-            for k, r in enumerate(references)
+            linear_pair(x[r], x[1 - r], w[k, 1 - r], s[k], out[k]) for k, r in enumerate(references)
         ]
         if all(done):
             return out, bad

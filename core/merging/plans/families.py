@@ -80,7 +80,7 @@ FAMILIES: dict[str, Family] = {
             own={"weight": (float, 1.0)}, base="may", precisions=True,
         ),
         Family(
-            name="slerp", about="spherical interpolation from the base (t = 0) to the other (t = 1)",
+            name="slerp", about="spherical interpolation from the base (t = 0) to the source",
             shared={"t": (float, REQUIRED)}, base="must", most=1,
         ),
         Family(

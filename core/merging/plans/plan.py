@@ -117,7 +117,7 @@ class MergePlan:
                     precision=source.precision,
                     mask=source.mask,
                     parameters=own,
-                )  # fmt: skip
+                )
             )
         object.__setattr__(self, "sources", tuple(sources))
         _check_required(self, kind)

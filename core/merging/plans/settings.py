@@ -1,8 +1,8 @@
 """Values of a plan that may differ from tensor to tensor.
 
-A setting is a value; or a list of values that is interpolated from the first layer to the last; or a
-list of ``{filter: part of a name, value: ...}`` of which the first that fits counts. The forms and
-their meaning are those of mergekit's configuration files.
+A setting is a value; or a list of values that is interpolated from the first layer to the last; or
+a list of ``{filter: part of a name, value: ...}`` of which the first that fits counts. The forms
+and their meaning are those of mergekit's configuration files.
 """
 
 from __future__ import annotations

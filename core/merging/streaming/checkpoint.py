@@ -14,6 +14,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...errors import CorruptFileError, InvalidInputError
 from ...storage.atomic import read_json
 from ...storage.header import ITEM_BYTES, Header, damaged, read_header
@@ -109,7 +111,7 @@ class Checkpoint:
         return sum(t.bytes for t in self.tensors.values())
 
     def fingerprint(self) -> list[list[Any]]:
-        """Name, size, time of change and header's SHA-256 of every file: cheap, and tells a change."""
+        """Name, size, time of change and header's SHA-256 of every file: cheap to look at."""
         found = []
         for shard, digest in zip(self.shards, self._digests, strict=True):
             facts = shard.stat()
@@ -125,7 +127,7 @@ class Checkpoint:
             The file ends too early: it was changed after it was opened.
         """
         tensor = self.tensors[name]
-        view = memoryview(out).cast("B")
+        view = out.reshape(-1).view(np.uint8).data
         place = tensor.offset + start * ITEM_BYTES[tensor.dtype]
         fd = self._descriptor(tensor.shard)
         while len(view):

@@ -129,7 +129,7 @@ def _measured(found: Prepared, decision: Decision) -> Job:
         rough = Linear(site=site, weights=np.ones((1, 2)), totals=np.ones(1), kernels=found.kernels)
 
         def build() -> Recipe:
-            angles = gram(view_of(site, shape, based=False).values())
+            angles = _finite(name, gram(view_of(site, shape, based=False).values()))
             a, b = slerp_weights(angles, t)
             total = 1.0 if (a, b) == (1.0 - t, t) else a + b
             return replace(rough, weights=np.array([[a, b]]), totals=np.array([total]))
@@ -142,10 +142,20 @@ def _measured(found: Prepared, decision: Decision) -> Job:
         rough = _based(found, site, np.full((1, n), 1.0 / n))
 
         def build() -> Recipe:
-            ratio = model_stock_ratio(gram(view_of(site, shape, based=True).differences()))
+            angles = _finite(name, gram(view_of(site, shape, based=True).differences()))
+            ratio = model_stock_ratio(angles)
             return _based(found, site, np.full((1, n), ratio / n))
 
     return _job(found, decision, site, rough, build, measured=True)
+
+
+def _finite(name: str, products: FloatArray) -> FloatArray:
+    if not np.isfinite(products).all():
+        raise InvalidInputError(
+            f"{name!r} holds NaN or infinite entries, so there is no angle between the sources. "
+            "Choose nonfinite: error or skip, or take the tensor from one source."
+        )
+    return products
 
 
 def _blocks(found: Prepared, decision: Decision) -> Job:
@@ -194,7 +204,7 @@ def _mask(mask: Input | None, name: str, shape: tuple[int, ...], i: int) -> Mask
     def read(start: int, stop: int) -> NumpyArray:
         out = np.empty(stop - start, dtype=stored_dtype(code))
         source.read(name, start, out)
-        return (out != 0).astype(np.float64)
+        return np.asarray(out != 0, dtype=np.float64)
 
     return read
 

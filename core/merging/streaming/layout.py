@@ -1,4 +1,4 @@
-"""Where every tensor of a result will lie: files, headers and offsets, known before a byte is written."""
+"""Where every tensor of a result will lie, known before a byte is written."""
 
 from __future__ import annotations
 

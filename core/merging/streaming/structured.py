@@ -92,7 +92,7 @@ class Group:
                     n_examples=tree.n_examples,
                     trace_errors={self.key: tree.trace_errors[self.key]},
                     layouts={self.key: tree.layouts[self.key]},
-                )  # fmt: skip
+                )
             )
         anchor = None
         if self.base is not None:
@@ -106,7 +106,7 @@ class Group:
                 damping=self.damping,
                 fallback=self.fallback,
                 nonfinite=self.nonfinite,
-            )  # fmt: skip
+            )
         )
         self.reports.extend(found.sites)
         return found.params

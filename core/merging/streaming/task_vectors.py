@@ -1,7 +1,7 @@
 """Sums of differences from a base, made sparse by size, chance or rank, with settings per source.
 
-One class for task arithmetic, TIES, DARE, Breadcrumbs and DELLA, with the parameters that mergekit's
-files give them: density, weight and so on for each source, L1 rescaling, a factor for the sum.
+One class for task arithmetic, TIES, DARE, Breadcrumbs and DELLA, with the parameters that
+mergekit's files give them: density, weight and so on for each source, L1 rescaling, a factor.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from ...storage.numbers import decode
 from ...types import FloatArray
 from ..methods.base import SiteView
 from ..statistics import CHUNK, Chunks, squared_norm
+from .checkpoint import Tensor
 from .inputs import Input
 from .precisions import PrecisionFile, diagonal_array
 from .recipes import Site
@@ -71,15 +72,20 @@ def floored_norm(precision: PrecisionFile, sizes: Sequence[tuple[str, int]], flo
         if tensor is None:
             total += size * max(precision.numbers.get(name, 0.0), floor) ** 2
             continue
-
-        def chunks(name: str = name, size: int = size) -> Iterator[FloatArray]:
-            for at in range(0, size, CHUNK):
-                stored = diagonal_array(tensor, min(size, at + CHUNK) - at)
-                precision.read(name, at, stored)
-                yield np.maximum(decode(stored, tensor.dtype), floor)
-
-        total += squared_norm(chunks)
+        total += squared_norm(_floored(precision, tensor, name, floor))
     return float(np.sqrt(total))
+
+
+def _floored(precision: PrecisionFile, tensor: Tensor, name: str, floor: float) -> Chunks:
+    """Chunks of max(F, floor)."""
+
+    def chunks() -> Iterator[FloatArray]:
+        for at in range(0, tensor.size, CHUNK):
+            stored = diagonal_array(tensor, min(tensor.size, at + CHUNK) - at)
+            precision.read(name, at, stored)
+            yield np.maximum(decode(stored, tensor.dtype), floor)
+
+    return chunks
 
 
 def check_model(precision: PrecisionFile, source: Input, number: int) -> None:

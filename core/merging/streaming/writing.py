@@ -67,7 +67,7 @@ class OutputFile:
     def write(self, data: NumpyArray, offset: int) -> None:
         """Write the bytes of an array."""
         with explain_write(self.path):
-            write_at(self.fd, memoryview(np.ascontiguousarray(data)).cast("B"), offset)
+            write_at(self.fd, _bytes(data), offset)
 
     def announce(self, offset: int, length: int, data: NumpyArray | None = None) -> None:
         """Say that a range is written; hash whatever now follows what is hashed.
@@ -82,7 +82,7 @@ class OutputFile:
             try:
                 while (length := self._ready.pop(self.hashed, 0)) > 0:
                     if data is not None and self.hashed == offset:
-                        self.digest.update(np.ascontiguousarray(data).view(np.uint8).reshape(-1))
+                        self.digest.update(_bytes(data))
                     else:
                         self._hash_back(length)
                     self.hashed += length
@@ -204,6 +204,10 @@ class Safekeeping:
             for file in self._files:
                 file.flush()
         self._journal.record(ready)
+
+
+def _bytes(data: NumpyArray) -> memoryview:
+    return np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
 
 
 def write_at(fd: int, data: memoryview, offset: int) -> None:

@@ -108,7 +108,8 @@ def merge(
         typer.Option("--check-models/--no-check-models", help="Compare precisions' model hash."),
     ] = True,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, show sizes and time; write nothing.")
+        bool,
+        typer.Option("--dry-run", help="Check all, show sizes and time; write nothing."),
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier result of fishertope.")
@@ -137,9 +138,9 @@ def merge(
     if dry_run:
         show_estimate(plan, out, options, json=json, quiet=quiet)
         return
-    with ending_with(f"Nothing is under {out}; the same command resumes the merge."):
-        with byte_bar(None if quiet or json else stderr()) as watch:
-            report = merge_checkpoints(plan, out, options=options, overwrite=overwrite, watch=watch)
+    said = f"Nothing is under {out}; the same command resumes the merge."
+    with ending_with(said), byte_bar(None if quiet or json else stderr()) as watch:
+        report = merge_checkpoints(plan, out, options=options, overwrite=overwrite, watch=watch)
     if json:
         print_json({"path": str(report.path), **report.facts})
     elif not quiet:
