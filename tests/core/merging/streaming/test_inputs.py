@@ -1,7 +1,6 @@
 """What is refused, what is copied, and what the result looks like to other readers."""
 
 import json
-import struct
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from fishertope.core.errors import CorruptFileError, FishertopeError, InvalidInp
 from fishertope.core.fisher import PrecisionTree
 from fishertope.core.fisher.structures import Diagonal, Gram, Isotropic, Kronecker
 from fishertope.core.merging import MergeProblem, solve
-from fishertope.core.merging.streaming import Checkpoint, estimate_merge
 from fishertope.core.model.layout import SiteLayout
 
 
@@ -367,96 +365,6 @@ def test_normalised_precisions_and_the_floor_of_the_paper(files):
         np.testing.assert_allclose(values, (p * a[name] + q * b[name]) / (p + q), rtol=1e-12)
 
 
-def lying(path, change):
-    """A copy of a file with another header."""
-    data = path.read_bytes()
-    length = struct.unpack("<Q", data[:8])[0]
-    header = json.loads(data[8 : 8 + length])
-    text = change(header)
-    text = json.dumps(header).encode() if text is None else text
-    place = path.with_name("lying.safetensors")
-    place.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
-    return place
-
-
-def test_d4_headers_that_lie_are_refused_before_anything_is_written(files):
-    good = files.write("good.safetensors", files.model(1))
-    names = list(files.model(1))
-
-    def entry(name, key, value):
-        return lambda header: header[name].__setitem__(key, value)
-
-    huge = 1 << 60
-    lies = {
-        "overlap": entry(names[1], "data_offsets", [0, 24 * 8 * 4]),
-        "hole": lambda h: h.pop(names[0]) and None,
-        "huge": entry(names[0], "shape", [huge // 4]),
-        "huge offsets": entry(names[0], "data_offsets", [0, huge]),
-        "negative": entry(names[0], "shape", [-37, -8]),
-        "duplicate": lambda h: b'{"a":' + json.dumps(h[names[0]]).encode() + b',"a":'
-        + json.dumps(h[names[0]]).encode() + b"}",
-        "dtype": entry(names[0], "dtype", "Q7"),
-        "no json": lambda h: b"{",
-        "deep": lambda h: b"[" * 100_000,
-    }  # fmt: skip
-    for what, change in lies.items():
-        bad = lying(good, change)
-        with pytest.raises(CorruptFileError, match=r"damaged|not valid JSON"):
-            files.merge({"method": "linear", "sources": [str(good), str(bad)],
-                         "parameters": {"weight": 0.5}}, out=f"x-{what}")  # fmt: skip
-        assert not list(files.folder.glob(f"*x-{what}*"))
-    bad.write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
-    with pytest.raises(CorruptFileError, match="promise a header of"):
-        Checkpoint(bad)
-
-
-@pytest.mark.parametrize(
-    "name", ["../out.safetensors", "/etc/passwd", "a/b.safetensors", "a\\b.safetensors", "x.bin",
-             "..", ".hidden.safetensors", "x\0.safetensors"],
-)  # fmt: skip
-def test_d4_a_path_in_a_shards_name_is_refused(files, name):
-    folder = files.shards("s", files.model(1), 2)
-    place = folder / "model.safetensors.index.json"
-    index = json.loads(place.read_text())
-    index["weight_map"]["scalar"] = name
-    place.write_text(json.dumps(index))
-    files.write("out.safetensors", files.model(1))
-    with pytest.raises(CorruptFileError, match="inside the folder"):
-        Checkpoint(folder)
-
-
-def test_indices_that_do_not_fit_their_files_are_refused(files):
-    folder = files.shards("s", files.model(1), 2)
-    place = folder / "model.safetensors.index.json"
-    index = json.loads(place.read_text())
-
-    def tried(change):
-        found = json.loads(json.dumps(index))
-        change(found["weight_map"])
-        place.write_text(json.dumps(found))
-        return Checkpoint(folder)
-
-    with pytest.raises(CorruptFileError, match="files lack"):
-        tried(lambda m: m.__setitem__("ghost", "model-00001-of-00002.safetensors"))
-    with pytest.raises(CorruptFileError, match="missing"):
-        tried(lambda m: m.__setitem__("scalar", "model-00009-of-00002.safetensors"))
-    assert tried(lambda m: m.pop("scalar")).unlisted == 1
-    place.unlink()
-    assert len(Checkpoint(folder).tensors) == len(files.model(1))  # shards alone
-    files.write("s/more.safetensors", {"scalar": np.float32(1)})
-    with pytest.raises(CorruptFileError, match="twice"):
-        Checkpoint(folder)
-
-
-def test_pickles_and_missing_paths_are_refused(files):
-    (files.folder / "old").mkdir()
-    (files.folder / "old" / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
-    for path, word in (("old", "pickle"), ("nowhere", "does not exist"),
-                       ("old/pytorch_model.bin", "could run code")):  # fmt: skip
-        with pytest.raises(InvalidInputError, match=word):
-            Checkpoint(files.folder / path)
-
-
 def test_configuration_and_tokenizer_are_carried_over(files):
     plan = pair(files)
     for name, weights in (("a", files.model(1)), ("b", files.model(2))):
@@ -476,51 +384,3 @@ def test_configuration_and_tokenizer_are_carried_over(files):
     out = files.merge({**plan, "tokenizer": str(files.folder / "b"), "out_dtype": "float32"})
     assert (out / "tokenizer.json").read_text() == '"b"'
     assert json.loads((out / "config.json").read_text()) == {"torch_dtype": "float32", "x": 1}
-
-
-def test_d5_a_seven_billion_parameter_pair_is_estimated_from_its_headers(files):
-    shapes = {"model.embed_tokens.weight": (32000, 4096), "lm_head.weight": (32000, 4096)}
-    for i in range(32):
-        head = f"model.layers.{i}"
-        shapes |= {f"{head}.self_attn.{p}_proj.weight": (4096, 4096) for p in "qkvo"}
-        shapes |= {f"{head}.mlp.{p}_proj.weight": (11008, 4096) for p in ("gate", "up")}
-        shapes |= {f"{head}.mlp.down_proj.weight": (4096, 11008)}
-        shapes |= {f"{head}.{n}.weight": (4096,) for n in ("input_norm", "post_norm")}
-    for name in "ab":
-        sparse(files, name, shapes, 4)
-    plan = {"method": "linear", "sources": [str(files.folder / n) for n in "ab"],
-            "parameters": {"weight": 0.5}}  # fmt: skip
-    from fishertope.core.merging.plans import MergePlan
-    from fishertope.core.merging.streaming import MergeOptions
-
-    found = estimate_merge(
-        MergePlan.of(plan), files.folder / "out", options=MergeOptions(workers=2)
-    )
-    parameters = sum(int(np.prod(s)) for s in shapes.values())
-    assert found["parameters"] == parameters > 6.7e9
-    assert found["bytes_read"] == 4 * parameters
-    assert 0 <= found["bytes_written"] - 2 * parameters < 1e6
-    assert found["seconds"] > 0
-    assert not (files.folder / "out").exists()
-    assert sorted(p.name for p in files.folder.iterdir()) == ["a", "b"]
-
-
-def sparse(files, name, shapes, parts):
-    """Shards whose headers are real and whose data take no room on the disk."""
-    from fishertope.core.storage.header import Place, encode
-
-    names, index = list(shapes), {}
-    (files.folder / name).mkdir()
-    for i in range(parts):
-        places, at = {}, 0
-        for tensor in names[i::parts]:
-            stop = at + 2 * int(np.prod(shapes[tensor]))
-            places[tensor] = Place(dtype="BF16", shape=shapes[tensor], start=at, stop=stop)
-            at = stop
-        file = f"model-{i + 1:05d}-of-{parts:05d}.safetensors"
-        index |= dict.fromkeys(places, file)
-        with (files.folder / name / file).open("wb") as out:
-            out.write(header := encode(places, {"format": "pt"}))
-            out.truncate(len(header) + at)
-    text = json.dumps({"metadata": {}, "weight_map": index})
-    (files.folder / name / "model.safetensors.index.json").write_text(text)
