@@ -7,8 +7,9 @@ their squares over examples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,31 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 Grads = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TableRows:
+    """Sums over few rows of a table: ``values`` (u, d) belong to the rows ``rows`` (u,).
+
+    Rows may repeat until they are :meth:`merged`.
+    """
+
+    rows: Tensor
+    values: Tensor
+
+    def merged(self) -> TableRows:
+        """Every row once."""
+        rows, place = torch.unique(self.rows, return_inverse=True)
+        sums = self.values.new_zeros(len(rows), self.values.shape[1])
+        return TableRows(rows, sums.index_add_(0, place, self.values))
+
+
+Squares = tuple[Mapping[str, Tensor | TableRows], Grads]
+
+# Gradients that are squared one example at a time: tiles that a core's cache holds, and weights
+# for which several examples at once are faster.
+TILE_BYTES = 512 << 10
+SMALL_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +54,10 @@ class LayerRule:
         (layer, input) → what the gradients need of the input; called once a call of the layer.
     per_example : callable
         (layer, features, δ (n, ...)) → gradients (n, *shape) by parameter name.
-    square_sum : callable or None
-        (layer, features, δ (k, n, ...)) → Σ over n and k of the squared gradients (*shape) by
-        parameter name, or ``None`` in place of a dict where only the long way is right.
-    square_norms : callable or None
-        (layer, features, δ (k, n, ...)) → Σ over n's own k and entries of the squared gradients
-        (n,) by parameter name, where ``square_sum`` is right.
+    squares : callable or None
+        (layer, features, δ (k, n, ...)) → Σ over n and k of the squared gradients (*shape), and
+        Σ over n's own k and entries of them (n,), by parameter name; or ``None`` in place of the
+        two where gradients of a few examples at a time are as good.
     positions : callable or None
         For layers that multiply by a matrix: (layer, features, None) → inputs (n, T, i) of every
         position; (layer, features, δ (k, n, ...)) → output gradients (k, n, T, o).
@@ -41,8 +65,7 @@ class LayerRule:
 
     features: Callable[[nn.Module, Tensor], Tensor]
     per_example: Callable[[nn.Module, Tensor, Tensor], Grads]
-    square_sum: Callable[[nn.Module, Tensor, Tensor], Grads | None] | None = None
-    square_norms: Callable[[nn.Module, Tensor, Tensor], Grads] | None = None
+    squares: Callable[[nn.Module, Tensor, Tensor], Squares | None] | None = None
     positions: Callable[[nn.Module, Tensor, Tensor | None], Tensor] | None = None
 
 
@@ -103,19 +126,58 @@ def _linear_positions(layer: nn.Module, a: Tensor, delta: Tensor | None) -> Tens
     return delta.reshape(*delta.shape[:2], -1, delta.shape[-1])
 
 
-def _linear_squares(layer: nn.Module, a: Tensor, delta: Tensor) -> Grads | None:
-    """For one position an example: Σ (δ aᵀ)∘² = (Σ δ∘δ)ᵀ (a∘a), summed over roots first."""
+def _linear_squares(layer: nn.Module, a: Tensor, delta: Tensor) -> Squares | None:
+    """For one position an example: Σ (δ aᵀ)∘² = (Σ δ∘δ)ᵀ (a∘a), summed over roots first.
+
+    ‖δ aᵀ‖² = ‖δ‖²‖a‖².
+    """
     if a.ndim != 2:
+        return _matrix_squares(layer, _sequence(a), _linear_positions(layer, a, delta))
+    squares, ready = _root_squares(delta), a.square()
+    first, second = (ready, squares) if _transposed(layer) else (squares, ready)
+    norms = squares.sum(1)
+    return (
+        {"weight": first.T @ second, "bias": squares.sum(0)},
+        {"weight": norms * ready.sum(1), "bias": norms},
+    )
+
+
+def _root_squares(delta: Tensor) -> Tensor:
+    """Σ_k δ_k∘δ_k of δ (k, ...), without squares of all roots in memory."""
+    out = delta[0].square()
+    for one in delta[1:]:
+        out.addcmul_(one, one)
+    return out
+
+
+def _matrix_squares(layer: nn.Module, a: Tensor, delta: Tensor) -> Squares | None:
+    """Σ (Σ_t δ_t a_tᵀ)∘² over examples and roots, for a (n, T, i) and δ (k, n, T, o).
+
+    One example's gradient at a time, in tiles of its rows that stay in the cache.
+    """
+    weight = cast(Tensor, layer.weight)
+    if weight.numel() * weight.element_size() < SMALL_BYTES:
         return None
-    squares = delta.square().sum(0)
-    first, second = (a.square(), squares) if _transposed(layer) else (squares, a.square())
-    return {"weight": first.T @ second, "bias": squares.sum(0)}
-
-
-def _linear_norms(layer: nn.Module, a: Tensor, delta: Tensor) -> Grads:
-    """‖δ aᵀ‖² = ‖δ‖²‖a‖², for one position an example."""
-    squares = delta.square().sum((0, 2))
-    return {"weight": squares * a.square().sum(1), "bias": squares}
+    total = delta.new_zeros(delta.shape[3], a.shape[2])
+    norms = delta.new_zeros(a.shape[0])
+    rows = max(1, TILE_BYTES // (a.shape[2] * a.element_size()))
+    inputs = a.unbind(0)
+    for one in delta:
+        for start in range(0, len(total), rows):
+            tile = total[start : start + rows]
+            scratch = torch.empty_like(tile)
+            flat, found = scratch.view(-1), []
+            for d, x in zip(one[:, :, start : start + rows].unbind(0), inputs, strict=True):
+                torch.mm(d.T, x, out=scratch)
+                tile.addcmul_(scratch, scratch)
+                found.append(torch.dot(flat, flat))
+            norms += torch.stack(found)
+    bias = delta.sum(2).square()
+    shaped = total if outputs_first(layer) else total.T
+    return (
+        {"weight": shaped.reshape(weight.shape), "bias": bias.sum((0, 1))},
+        {"weight": norms, "bias": bias.sum((0, 2))},
+    )
 
 
 def _unfolded(layer: nn.Module, x: Tensor) -> Tensor:
@@ -150,6 +212,13 @@ def _conv_positions(layer: nn.Module, patches: Tensor, delta: Tensor | None) -> 
     return delta.flatten(3).transpose(2, 3)
 
 
+def _conv_squares(layer: nn.Module, patches: Tensor, delta: Tensor) -> Squares | None:
+    if int(layer.groups) != 1:  # type: ignore[arg-type]
+        return None
+    a = _conv_positions(layer, patches, None)
+    return _matrix_squares(layer, a, _conv_positions(layer, patches, delta))
+
+
 def _is_plain_conv(layer: nn.Module) -> bool:
     return getattr(layer, "padding_mode", "") == "zeros" and not isinstance(layer.padding, str)
 
@@ -176,21 +245,15 @@ def _embedding(layer: nn.Module, tokens: Tensor, delta: Tensor) -> Grads:
     return {"weight": weight}
 
 
-def _embedding_squares(layer: nn.Module, tokens: Tensor, delta: Tensor) -> Grads:
+def _embedding_squares(layer: nn.Module, tokens: Tensor, delta: Tensor) -> Squares:
     """Repeated tokens of an example are added before squaring; no table an example is formed."""
-    out = delta.new_zeros(*layer.weight.shape)  # type: ignore[misc]
+    norms, rows, values = delta.new_zeros(tokens.shape[0]), [], []
     for one in delta:
-        _, token, sums = counted(layer, tokens, one)
-        out.index_add_(0, token, sums.square_())
-    return {"weight": out}
-
-
-def _embedding_norms(layer: nn.Module, tokens: Tensor, delta: Tensor) -> Grads:
-    out = delta.new_zeros(tokens.shape[0])
-    for one in delta:
-        example, _, sums = counted(layer, tokens, one)
-        out.index_add_(0, example, sums.square_().sum(1))
-    return {"weight": out}
+        example, token, sums = counted(layer, tokens, one)
+        norms.index_add_(0, example, sums.square_().sum(1))
+        rows.append(token)
+        values.append(sums)
+    return {"weight": TableRows(torch.cat(rows), torch.cat(values))}, {"weight": norms}
 
 
 def _is_plain_embedding(layer: nn.Module) -> bool:
@@ -223,8 +286,8 @@ def _scale_channels(layer: nn.Module, x: Tensor, delta: Tensor) -> Grads:
     }
 
 
-_LINEAR = LayerRule(_whole, _linear, _linear_squares, _linear_norms, _linear_positions)
-_CONV = LayerRule(_unfolded, _conv, positions=_conv_positions)
+_LINEAR = LayerRule(_whole, _linear, _linear_squares, _linear_positions)
+_CONV = LayerRule(_unfolded, _conv, _conv_squares, _conv_positions)
 _SCALE_LAST = LayerRule(_normalised, _scale_last)
 _SCALE_CHANNELS = LayerRule(_normalised, _scale_channels)
 
@@ -234,7 +297,7 @@ _RULES: tuple[tuple[type[nn.Module], LayerRule, Callable[[nn.Module], bool]], ..
     (nn.Conv2d, _CONV, _is_plain_conv),
     (
         nn.Embedding,
-        LayerRule(_whole, _embedding, _embedding_squares, _embedding_norms),
+        LayerRule(_whole, _embedding, _embedding_squares),
         _is_plain_embedding,
     ),
     (nn.LayerNorm, _SCALE_LAST, lambda layer: True),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from ._layer_calls import Call, chosen
-from ._layer_rules import Grads
+from ._layer_rules import Grads, TableRows
 
 # Per-example gradients that are only squared and summed take at most this many bytes at a time.
 BLOCK_BYTES = 32 << 20
@@ -18,10 +19,8 @@ class SquareSums:
 
     Attributes
     ----------
-    sums : dict of str to Tensor
-        By parameter, of its shape.
     norms : dict of str to Tensor (n,)
-        The same summed over the entries instead of the examples.
+        By parameter: summed over the entries instead of the examples.
     """
 
     def __init__(self, names: Mapping[Tensor, str], calls: Sequence[Call]) -> None:
@@ -31,8 +30,23 @@ class SquareSums:
             for members in groups_of(names, calls)
             if any(p in names for m in members for p in calls[m].layer.parameters(recurse=False))
         ]
-        self.sums: Grads = {}
+        self._dense: Grads = {}
+        self._rows: dict[str, list[TableRows]] = {}
         self.norms: Grads = {}
+
+    @property
+    def sums(self) -> dict[str, Tensor | TableRows]:
+        """What was added, of tables only the rows that were used."""
+        found: dict[str, Tensor | TableRows] = dict(self._dense)
+        for name, parts in self._rows.items():
+            rows, values = (torch.cat([getattr(p, k) for p in parts]) for k in ("rows", "values"))
+            table = TableRows(rows, values).merged()
+            if name in self._dense:  # another use of the table, whose squares are dense
+                self._dense[name].index_add_(0, table.rows, table.values)
+            else:
+                found[name] = table
+        self._rows = {n: [t] for n, t in found.items() if isinstance(t, TableRows)}
+        return found
 
     def add(self, calls: Sequence[Call], deltas: Sequence[Tensor | None]) -> None:
         """Some roots more."""
@@ -41,27 +55,31 @@ class SquareSums:
             if not short:
                 self._long_way([(calls[m], deltas[m]) for m in members])
 
-    def _tell(self, name: str, total: Tensor, norms: Tensor, part: slice, n: int) -> None:
-        if name in self.sums:
-            self.sums[name] += total
-        else:
-            self.sums[name] = total.contiguous()
+    def _tell(
+        self, name: str, total: Tensor | TableRows, norms: Tensor, part: slice, n: int
+    ) -> None:
+        if name not in self.norms:
             self.norms[name] = norms.new_zeros(n)
         self.norms[name][part] += norms
+        if isinstance(total, TableRows):
+            self._rows.setdefault(name, []).append(total)
+        elif name in self._dense:
+            self._dense[name] += total
+        else:
+            self._dense[name] = total.contiguous()
 
     def _short_way(self, call: Call, delta: Tensor | None) -> bool:
         """By the layer's own rule for sums of squares, where it has one."""
         if delta is None:
             return True
-        if call.rule.square_sum is None or call.rule.square_norms is None:
+        found = call.rule.squares and call.rule.squares(call.layer, call.ready(), delta)
+        if not found:
             return False
-        sums = call.rule.square_sum(call.layer, call.ready(), delta)
-        if sums is None:
-            return False
-        norms = call.rule.square_norms(call.layer, call.ready(), delta)
-        for name, total in chosen(self._names, call.layer, sums):
-            own = dict(chosen(self._names, call.layer, norms))[name]
-            self._tell(name, total, own, slice(None), call.shape[0])
+        sums, norms = found
+        for name, parameter in call.layer.named_parameters(recurse=False):
+            full = self._names.get(parameter)
+            if full is not None and name in sums:
+                self._tell(full, sums[name], norms[name], slice(None), call.shape[0])
         return True
 
     def _long_way(self, members: Sequence[tuple[Call, Tensor | None]]) -> None:

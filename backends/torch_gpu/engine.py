@@ -104,6 +104,10 @@ class ModuleEngine:
         """The flat parameters (p,), a copy."""
         return torch.cat([p.reshape(-1) for p in self._parameters().values()])
 
+    def theta_parts(self) -> Iterator[torch.Tensor]:
+        """θ parameter by parameter, not copied."""
+        yield from self._parameters().values()
+
     def predict(self, inputs: Any) -> torch.Tensor:
         """Outputs z (n, C) of the batch."""
         with self._quiet(), torch.no_grad():
@@ -331,6 +335,10 @@ class ModuleEngine:
     def _call(self, parameters: Mapping[str, torch.Tensor], inputs: Any) -> torch.Tensor:
         args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else ((inputs,), {})
         returned = functional_call(self.module, dict(parameters), args, dict(kwargs))
+        return self._read(returned, inputs)
+
+    def _read(self, returned: Any, inputs: Any) -> torch.Tensor:
+        """Outputs z (n, C) from what the module returned."""
         z = self._outputs_of(returned, inputs)
         if z.ndim != 2:
             raise InvalidInputError(
@@ -340,7 +348,7 @@ class ModuleEngine:
         return z
 
     def _tensor(self, x: Any) -> torch.Tensor:
-        like = next(iter(self._parameters().values()))
+        like = self.module.get_parameter(self._names[0])
         return torch.as_tensor(x, dtype=like.dtype, device=like.device)
 
     def _moved(self, inputs: Any) -> Any:
@@ -348,7 +356,7 @@ class ModuleEngine:
         if isinstance(inputs, Mapping):
             return {k: self._moved(v) for k, v in inputs.items()}
         x = torch.as_tensor(inputs)
-        like = next(iter(self._parameters().values()))
+        like = self.module.get_parameter(self._names[0])
         if not x.is_floating_point():
             return x.to(like.device)
         if not bool(torch.isfinite(x).all()):

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from ...core.errors import ConversionWarning, InvalidInputError
-from ...core.model import LayerTerm, OutputDistribution, SiteLayout
+from ...core.model import LayerTerm, OutputDistribution, SiteLayout, unflatten
 from ._layer_calls import Call, Passes, Unsupported, chosen
-from ._layer_rules import Grads, LayerRule, rule_of
+from ._layer_rules import Grads, LayerRule, TableRows, rule_of
 from ._layer_terms import Terms, masks_in
 from ._projecting import Projecting
 from ._squares import SquareSums, summed
@@ -116,12 +116,56 @@ class HooksEngine(ModuleEngine):
         In blocks of few examples; a table of embeddings is not formed. ``roots`` may be a function
         of the outputs z: then one forward pass serves both.
         """
+        found = self._squares(inputs, roots)
+        if found is None:
+            return super().diagonal_sum(inputs, roots)
+        sums, norms = found
+        like = next(iter(norms.values()))
+        out = like.new_zeros(self._sites[-1].stop)
+        traces = like.new_zeros(len(like), len(self._sites))
+        for number, site in enumerate(self._sites):
+            total = sums.get(site.name)
+            view = out[site.start : site.stop].view(site.shape)
+            if isinstance(total, TableRows):
+                view[total.rows] = total.values
+            elif total is not None:
+                view.copy_(total)
+            if total is not None:
+                traces[:, number] = norms[site.name]
+        return out, traces
+
+    def squares(self, inputs: Any, roots: Roots) -> tuple[dict[str, Any], Grads]:
+        """What :meth:`diagonal_sum` gives, by parameter; of tables of embeddings the used rows.
+
+        Returns
+        -------
+        sums : dict of str to Tensor, or to (rows (u,), values (u, d)) for a table
+        norms : dict of str to Tensor (n,)
+        """
+        found = self._squares(inputs, roots)
+        if found is not None:
+            sums, norms = found
+            return {n: _as_pair(x) for n, x in sums.items()}, norms
+        total, traces = super().diagonal_sum(inputs, roots)
+        by_site = unflatten(total, self._sites)
+        return dict(by_site), {s.name: traces[:, k] for k, s in enumerate(self._sites)}
+
+    def _squares(
+        self, inputs: Any, roots: Roots
+    ) -> tuple[dict[str, Tensor | TableRows], Grads] | None:
+        """Sums and norms, or ``None`` where the layers do not tell them."""
         if not self._refusal:
             try:
-                return self._squares(self._moved(inputs), roots)
+                with self._recorded(self._moved(inputs), roots) as (calls, passes):
+                    squares = SquareSums(self._site_names, calls)
+                    for _, deltas in passes:
+                        squares.add(calls, deltas)
+                    if not squares.norms:  # no root: zeros, of the batch's length
+                        squares.norms[self._names[0]] = passes.z.new_zeros(len(passes.z))
+                return squares.sums, squares.norms
             except Unsupported as refusal:
                 self._give_up(str(refusal))
-        return super().diagonal_sum(inputs, roots)
+        return None
 
     def projected(self, inputs: Any, roots: Any, projection: Any, key: int) -> Tensor:
         """Rows times a random projection (n, k, d), layer by layer; no whole row is formed."""
@@ -160,7 +204,7 @@ class HooksEngine(ModuleEngine):
         roots: Roots | None,
         layouts: Mapping[str, SiteLayout],
         visit: Callable[[LayerTerm], None],
-    ) -> tuple[Grads, Grads]:
+    ) -> tuple[dict[str, Any], Grads]:
         """Inputs and output gradients of the sites in ``layouts``, squares of the others.
 
         Raises
@@ -184,7 +228,7 @@ class HooksEngine(ModuleEngine):
                         for site in terms.sites:
                             visit(terms.of(site, deltas, first=first == 0))
                         squares.add(calls, deltas)
-                return squares.sums, squares.norms
+                return {n: _as_pair(x) for n, x in squares.sums.items()}, squares.norms
         except Unsupported as refusal:
             reason = str(refusal)
         raise InvalidInputError(
@@ -192,19 +236,6 @@ class HooksEngine(ModuleEngine):
             f"{type(self.module).__name__} {reason}. Choose 'diagonal', 'block' or "
             "'lowrank+diagonal' with engine='functional', or leave the parameter out with params=."
         )
-
-    def _squares(self, inputs: Any, roots: Roots) -> tuple[Tensor, Tensor]:
-        with self._recorded(inputs, roots) as (calls, passes):
-            out = passes.z.new_zeros(self._sites[-1].stop)
-            traces = out.new_zeros(len(passes.z), len(self._sites))
-            squares = SquareSums(self._site_names, calls)
-            # Views: nothing of the model's size is held twice.
-            for number, site in enumerate(self._sites):
-                squares.sums[site.name] = out[site.start : site.stop].view(site.shape)
-                squares.norms[site.name] = traces[:, number]
-            for _, deltas in passes:
-                squares.add(calls, deltas)
-        return out, traces
 
     def _each_root(
         self,
@@ -275,7 +306,9 @@ class HooksEngine(ModuleEngine):
             for layer in self._layers():
                 handles.append(layer.register_forward_pre_hook(widen))
                 handles.append(layer.register_forward_hook(keep))
-            return calls, self._call(self._attached(), inputs)
+            # The parameters are the module's own: nothing has to be put in their place.
+            args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else ((inputs,), {})
+            return calls, self._read(self.module(*args, **kwargs), inputs)
         finally:
             for handle in handles:
                 handle.remove()
@@ -318,9 +351,12 @@ class HooksEngine(ModuleEngine):
         for name, true in zip(attached, truth, strict=True):
             if true is None:
                 continue
-            mine = sums.get(name, torch.zeros_like(true)).reshape(true.shape)
-            scale = float(true.abs().max())
-            if float((mine - true).abs().max()) > close * scale + close * 1e-6:
+            # The largest entry without arrays of absolute values.
+            low, high = torch.aminmax(true)
+            scale = max(-float(low), float(high))
+            off = true if name not in sums else sums[name].reshape(true.shape) - true
+            low, high = torch.aminmax(off)
+            if not max(-float(low), float(high)) <= close * scale + close * 1e-6:
                 raise Unsupported(f"{name!r} is also used outside the calls of its layer")
         # A single example cannot show whether a batch is mixed.
         self._trusted = z.shape[0] > 1
@@ -402,3 +438,7 @@ def module_engine(
             f"engine={engine!r} was given; accepted: 'auto', 'hooks', 'functional'."
         )
     return HooksEngine(module, output=output, outputs_of=outputs_of, strict=False)
+
+
+def _as_pair(x: Tensor | TableRows) -> Any:
+    return (x.rows, x.values) if isinstance(x, TableRows) else x

@@ -14,10 +14,11 @@ from ..backend import to_numpy
 from ..errors import InvalidInputError
 from ..model import ModelEngine, OutputDistribution, engine_for
 from ..status import Callback, StepInfo
-from ..types import Array, FloatArray, NumpyArray, Seed
+from ..types import Array, FloatArray, Seed
 from .batches import ParameterChoice, batched, choose_parameters, examples_of, split_batch
 from .draws import Draws, draws_of
 from .estimators import (
+    BatchSum,
     BlockEstimator,
     DiagonalEstimator,
     EKFACEstimator,
@@ -171,8 +172,11 @@ def estimate_precision(
 
 def model_digest(engine: ModelEngine) -> str:
     """SHA-256 of the bytes of θ, by which files know their model."""
-    theta = np.ascontiguousarray(to_numpy(engine.theta()))
-    return hashlib.sha256(theta.reshape(-1).view(np.uint8).data).hexdigest()
+    digest = hashlib.sha256()
+    parts = engine.theta_parts() if hasattr(engine, "theta_parts") else [engine.theta()]
+    for part in parts:
+        digest.update(np.ascontiguousarray(to_numpy(part)).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _check_options(
@@ -255,13 +259,20 @@ class _Sums:
 
     def __init__(self, estimator: Estimator, sites: int) -> None:
         self._estimator = estimator
-        self.totals: dict[str, FloatArray] = {k: np.zeros(s) for k, s in estimator.shapes.items()}
+        self._totals: dict[str, FloatArray] = {}
         self.moments = RunningMoments(sites * estimator.width)
         self.batches = 0
 
-    def add(self, sums: Mapping[str, NumpyArray], numbers: FloatArray) -> None:
+    def add(self, sums: Mapping[str, BatchSum], numbers: FloatArray) -> None:
         for key, x in sums.items():
-            self.totals[key] += x
+            if isinstance(x, tuple):
+                if key not in self._totals:
+                    self._totals[key] = np.zeros(self._estimator.shapes[key])
+                self._totals[key][x[0]] += x[1]
+            elif key in self._totals:
+                self._totals[key] += x
+            else:
+                self._totals[key] = np.array(x, dtype=np.float64)
         self.moments.add(numbers.reshape(len(numbers), -1))
         self.batches += 1
 
@@ -271,7 +282,15 @@ class _Sums:
         self.moments = RunningMoments(len(self.moments.mean))
         for row in packed:
             self.moments.add_packed(row[0])
-        self.totals = {key: group.sum(x) for key, x in self.totals.items()}
+        self._totals = {key: group.sum(x) for key, x in self.totals.items()}
+
+    @property
+    def totals(self) -> dict[str, FloatArray]:
+        """All sums of the estimator; zero where nothing came."""
+        return {
+            key: self._totals[key] if key in self._totals else np.zeros(shape)
+            for key, shape in self._estimator.shapes.items()
+        }
 
     @property
     def n(self) -> int:
@@ -290,7 +309,7 @@ class _Sums:
     @property
     def positions(self) -> int:
         """Positions that are no padding, at the site that sees most; 0 where they do not count."""
-        found = [float(x) for key, x in self.totals.items() if key.endswith("/positions")]
+        found = [float(x) for key, x in self._totals.items() if key.endswith("/positions")]
         return round(max(found, default=0.0))
 
 

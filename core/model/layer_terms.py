@@ -63,7 +63,7 @@ class LayerEngine(Protocol):
         -------
         sums, norms : dicts by parameter name
             Of the parameters outside ``layouts``: Σ over examples and roots of the squared
-            gradients (*shape), and of their squared norms for each example (n,). Empty without
-            roots.
+            gradients (*shape), or for a table (rows, values) of those that are not zero; and of
+            their squared norms for each example (n,). Empty without roots.
         """
         ...

@@ -5,7 +5,7 @@ from .factors import (
     GramEstimator as GramEstimator,
     KroneckerEstimator as KroneckerEstimator,
 )
-from .plan import Estimator as Estimator, Plan as Plan, plan_of as plan_of
+from .plan import BatchSum as BatchSum, Estimator as Estimator, Plan as Plan, plan_of as plan_of
 from .rows import BlockEstimator as BlockEstimator, LowRankEstimator as LowRankEstimator
 from .running import RunningMoments as RunningMoments
 from .squares import DiagonalEstimator as DiagonalEstimator

@@ -14,10 +14,10 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from ...model import LayerTerm
-from ...types import Array, FloatArray, NumpyArray
+from ...types import Array, FloatArray
 from ..batches import examples_of
 from ..structures import EKFAC, Diagonal, Gram, Isotropic, Kronecker, Precision
-from .plan import Plan, Roots, host, need_layers, numbers_of
+from .plan import BatchSum, Plan, Roots, host, host_sum, need_layers, numbers_of
 from .running import RunningMoments, Traces, means, products
 
 # Gradients of single examples in the eigenbasis take at most this many bytes at a time.
@@ -41,10 +41,10 @@ class GramEstimator:
         """A and the number of positions of every matrix."""
         return _input_shapes(self._plan)
 
-    def batch(self, inputs: Any, roots: Roots) -> tuple[dict[str, NumpyArray], FloatArray]:
+    def batch(self, inputs: Any, roots: Roots) -> tuple[dict[str, BatchSum], FloatArray]:
         """One forward pass."""
         plan = self._plan
-        sums: dict[str, NumpyArray] = {}
+        sums: dict[str, BatchSum] = {}
         numbers = numbers_of(plan, examples_of(inputs), 3)
         numbers[:, :, 1:] = 1.0
         numbers[:, :, 0] = [x.shape[0] for x in plan.layouts.values()]
@@ -105,10 +105,10 @@ class KroneckerEstimator:
                 found[f"{name}/diagonal"] = layout.shape
         return found
 
-    def batch(self, inputs: Any, roots: Roots) -> tuple[dict[str, NumpyArray], FloatArray]:
+    def batch(self, inputs: Any, roots: Roots) -> tuple[dict[str, BatchSum], FloatArray]:
         """One forward pass and one backward pass a root."""
         plan, reduce = self._plan, self._sharing == "reduce"
-        sums: dict[str, NumpyArray] = {}
+        sums: dict[str, BatchSum] = {}
         numbers = numbers_of(plan, examples_of(inputs), 3)
         numbers[:, :, 2] = 1.0
 
@@ -191,10 +191,10 @@ class EKFACEstimator:
         kinds = {n: "scales" if n in self._bases else "diagonal" for n in self._plan.layouts}
         return {f"{n}/{kind}": self._plan.layouts[n].shape for n, kind in kinds.items()}
 
-    def batch(self, inputs: Any, roots: Roots) -> tuple[dict[str, NumpyArray], FloatArray]:
+    def batch(self, inputs: Any, roots: Roots) -> tuple[dict[str, BatchSum], FloatArray]:
         """Rotated inputs and output gradients; for one position summed over the roots first."""
         plan = self._plan
-        sums: dict[str, NumpyArray] = {}
+        sums: dict[str, BatchSum] = {}
         numbers = numbers_of(plan, examples_of(inputs), 1)
 
         def visit(term: LayerTerm) -> None:
@@ -295,7 +295,7 @@ def _kept_inputs(term: LayerTerm) -> Array:
 
 
 def _add_inputs(
-    term: LayerTerm, sums: dict[str, NumpyArray], numbers: FloatArray, *, reduce: bool
+    term: LayerTerm, sums: dict[str, BatchSum], numbers: FloatArray, *, reduce: bool
 ) -> None:
     """Σ a aᵀ over the positions that are no padding, or of their means over each example."""
     xp = array_namespace(term.inputs)
@@ -315,26 +315,27 @@ def _add_inputs(
 
 def _add_rest(
     plan: Plan,
-    squares: Mapping[str, Array],
+    squares: Mapping[str, Any],
     norms: Mapping[str, Array],
-    sums: dict[str, NumpyArray],
+    sums: dict[str, BatchSum],
     numbers: FloatArray,
 ) -> None:
     """Diagonals of the parameters outside the matrices."""
     for name, total in squares.items():
         if name in plan.numbers:
-            sums[f"{name}/diagonal"] = host(total)
+            sums[f"{name}/diagonal"] = host_sum(total)
             numbers[:, plan.numbers[name], 0] = host(norms[name])
             if numbers.shape[2] > 1:
                 numbers[:, plan.numbers[name], 1:] = 1.0
 
 
-def _add(sums: dict[str, NumpyArray], key: str, x: Array) -> None:
+def _add(sums: dict[str, BatchSum], key: str, x: Array) -> None:
     own = host(x)
-    sums[key] = sums[key] + own if key in sums else own
+    before = sums.get(key)
+    sums[key] = own if before is None or isinstance(before, tuple) else before + own
 
 
-def _add_each(term: LayerTerm, sums: dict[str, NumpyArray]) -> None:
+def _add_each(term: LayerTerm, sums: dict[str, BatchSum]) -> None:
     """Factors of "expand", up to their scale."""
     xp = array_namespace(term.inputs)
     sides = [("input", _kept_inputs(term))] if term.first else []

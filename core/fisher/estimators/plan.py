@@ -17,6 +17,9 @@ from .running import RunningMoments, Traces
 
 Roots = Callable[[Array], Array]
 
+BatchSum = NumpyArray | tuple[NumpyArray, NumpyArray]
+"""A sum over one batch: an array, or different rows and their values where the rest is zero."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Plan:
@@ -100,7 +103,7 @@ class Estimator(Protocol):
         """Shapes of the sums by name."""
         ...
 
-    def batch(self, inputs: Any, roots: Roots) -> tuple[dict[str, NumpyArray], FloatArray]:
+    def batch(self, inputs: Any, roots: Roots) -> tuple[dict[str, BatchSum], FloatArray]:
         """The sums over one batch, and the numbers (n, sites, q) of its examples."""
         ...
 
@@ -121,6 +124,11 @@ def numbers_of(plan: Plan, n: int, width: int) -> FloatArray:
 def host(x: Array) -> NumpyArray:
     """``x`` on the CPU, in its own dtype."""
     return to_numpy(x)
+
+
+def host_sum(x: Any) -> BatchSum:
+    """A sum, or (rows, values) of one over a table, on the CPU."""
+    return (host(x[0]), host(x[1])) if isinstance(x, tuple) else host(x)
 
 
 def need_layers(plan: Plan, structure: str) -> None:

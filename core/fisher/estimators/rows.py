@@ -12,10 +12,10 @@ import numpy as np
 
 from ...errors import InvalidInputError
 from ...model import unflatten
-from ...types import Array, FloatArray, NumpyArray
+from ...types import Array, FloatArray
 from ..batches import cut_examples, examples_of
 from ..structures import DenseBlock, Diagonal, LowRankDiagonal, Precision
-from .plan import Plan, Roots, host, numbers_of
+from .plan import BatchSum, Plan, Roots, host, host_sum, numbers_of
 from .running import RunningMoments, Traces, means
 
 ROW_BYTES = 64 << 20
@@ -42,17 +42,16 @@ class _RowSums:
             self._table_engine = plan.engine.restricted(plan.tables)
 
     def _batch_rows(
-        self, inputs: Any, roots: Roots, numbers: FloatArray, sums: dict[str, NumpyArray]
+        self, inputs: Any, roots: Roots, numbers: FloatArray, sums: dict[str, Any]
     ) -> Iterator[tuple[str, Array]]:
         """(site, rows (m, d)) for all sites, piece by piece."""
         plan, engine = self._plan, self._rows_engine
         U = roots(plan.engine.predict(inputs))
         if self._table_engine is not None:
-            total, norms = self._table_engine.diagonal_sum(inputs, U)
-            flat = host(total)
-            for k, site in enumerate(self._table_engine.sites):
-                sums[f"{site.name}/diagonal"] = flat[site.start : site.stop].reshape(site.shape)
-                numbers[:, plan.numbers[site.name], 0] = host(norms[:, k])
+            squares, norms = table_squares(self._table_engine, inputs, U)
+            for name, x in squares.items():
+                sums[f"{name}/diagonal"] = host_sum(x)
+                numbers[:, plan.numbers[name], 0] = host(norms[name])
         if engine is None:
             return
         n, k = int(U.shape[0]), int(U.shape[1])
@@ -85,6 +84,15 @@ class _RowSums:
         return {name: x.shape for name, x in layouts.items() if name not in self._plan.tables}
 
 
+def table_squares(engine: Any, inputs: Any, U: Array) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Σ of squares by parameter, and by parameter and example."""
+    if hasattr(engine, "squares"):
+        found: tuple[dict[str, Any], dict[str, Array]] = engine.squares(inputs, U)
+        return found
+    total, norms = engine.diagonal_sum(inputs, U)
+    return unflatten(total, engine.sites), {s.name: norms[:, k] for k, s in enumerate(engine.sites)}
+
+
 class BlockEstimator(_RowSums):
     """Σ_i g gᵀ of every site."""
 
@@ -106,10 +114,10 @@ class BlockEstimator(_RowSums):
         sizes = {name: int(np.prod(shape)) for name, shape in self._others().items()}
         return {f"{name}/block": (d, d) for name, d in sizes.items()} | self._table_shapes()
 
-    def batch(self, inputs: Any, roots: Roots) -> tuple[dict[str, NumpyArray], FloatArray]:
+    def batch(self, inputs: Any, roots: Roots) -> tuple[dict[str, BatchSum], FloatArray]:
         """RᵀR of the rows R of each site."""
         numbers = numbers_of(self._plan, examples_of(inputs), 1)
-        sums: dict[str, NumpyArray] = {}
+        sums: dict[str, Any] = {}
         for name, rows in self._batch_rows(inputs, roots, numbers, sums):
             key, product = f"{name}/block", host(rows.T @ rows)
             sums[key] = sums[key] + product if key in sums else product
@@ -157,10 +165,10 @@ class LowRankEstimator(_RowSums):
             found |= {f"{name}/sketch": (d, self._columns(d)), f"{name}/squares": (d,)}
         return found
 
-    def batch(self, inputs: Any, roots: Roots) -> tuple[dict[str, NumpyArray], FloatArray]:
+    def batch(self, inputs: Any, roots: Roots) -> tuple[dict[str, BatchSum], FloatArray]:
         """Rᵀ(R Ω) of the rows R of each site, in float64."""
         numbers = numbers_of(self._plan, examples_of(inputs), 1)
-        sums: dict[str, NumpyArray] = {}
+        sums: dict[str, Any] = {}
         for name, found in self._batch_rows(inputs, roots, numbers, sums):
             rows = host(found).astype(np.float64)
             for key, x in (

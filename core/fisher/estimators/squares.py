@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ...types import FloatArray, NumpyArray
+from ...types import FloatArray
+from ..batches import examples_of
 from ..structures import Diagonal, Isotropic, Precision
-from .plan import Plan, Roots, host
+from .plan import BatchSum, Plan, Roots, host, host_sum, numbers_of
 from .running import RunningMoments, Traces, means
 
 
@@ -30,26 +31,31 @@ class DiagonalEstimator:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The diagonal of all parameters."""
-        return {"diagonal": (self._plan.parameters[-1].stop,)}
+        """The diagonal of every parameter."""
+        return {s.name: s.shape for s in self._plan.parameters}
 
-    def batch(self, inputs: Any, roots: Roots) -> tuple[dict[str, NumpyArray], FloatArray]:
+    def batch(self, inputs: Any, roots: Roots) -> tuple[dict[str, BatchSum], FloatArray]:
         """By the engine's own sums of squares, else from its rows."""
         engine, plan = self._plan.engine, self._plan
+        numbers = numbers_of(plan, examples_of(inputs), 1)
+        if hasattr(engine, "squares"):
+            sums, norms = engine.squares(inputs, roots)
+            for name, x in norms.items():
+                numbers[:, plan.numbers[name], 0] = host(x)
+            return {name: host_sum(x) for name, x in sums.items()}, numbers
         if hasattr(engine, "diagonal_sum"):
-            sums, norms = engine.diagonal_sum(inputs, roots)
-            total, traces = host(sums), host(norms).astype(np.float64)
-            if plan.columns is not None:
-                chosen = {s.name for s in plan.parameters}
-                kept = [k for k, s in enumerate(engine.sites) if s.name in chosen]
-                total, traces = total[plan.columns], traces[:, kept]
-            return {"diagonal": total}, traces[:, :, None]
-        rows = host(engine.rows(inputs, roots(engine.predict(inputs)))).astype(np.float64)
-        values = np.einsum("nkp,nkp->np", rows, rows)
-        if plan.columns is not None:
-            values = values[:, plan.columns]
-        traces = np.stack([values[:, s.start : s.stop].sum(1) for s in plan.parameters], axis=1)
-        return {"diagonal": values.sum(0)}, traces[:, :, None]
+            total, traces = (host(x) for x in engine.diagonal_sum(inputs, roots))
+        else:
+            rows = host(engine.rows(inputs, roots(engine.predict(inputs)))).astype(np.float64)
+            values = np.einsum("nkp,nkp->np", rows, rows)
+            total = values.sum(0)
+            traces = np.stack([values[:, s.start : s.stop].sum(1) for s in engine.sites], axis=1)
+        found: dict[str, BatchSum] = {}
+        for k, site in enumerate(engine.sites):
+            if site.name in plan.numbers:
+                found[site.name] = total[site.start : site.stop].reshape(site.shape)
+                numbers[:, plan.numbers[site.name], 0] = traces[:, k]
+        return found, numbers
 
     def traces(self, moments: RunningMoments) -> Traces:
         """Mean squared score norms."""
@@ -58,10 +64,11 @@ class DiagonalEstimator:
     def finish(self, sums: Mapping[str, FloatArray], n: int) -> dict[str, Precision]:
         """One diagonal, or its mean, a parameter."""
         found: dict[str, Precision] = {}
-        for site in self._plan.parameters:
-            f = sums["diagonal"][site.start : site.stop].reshape(site.shape) / n
+        for name, shape in self.shapes.items():
+            f = sums[name]
+            f /= n  # in place: all of them are as large as the model
             if self._isotropic:
-                found[site.name] = Isotropic(float(f.mean()) if f.size else 0.0, site.shape)
+                found[name] = Isotropic(float(f.mean()) if f.size else 0.0, shape)
             else:
-                found[site.name] = Diagonal(f)
+                found[name] = Diagonal(f)
         return found

@@ -306,6 +306,9 @@ def check_non_negative(what: str, x: Array) -> None:
         With how many there are and where the first is.
     """
     xp = floating(what, x)
+    # NaN fails the first comparison; nothing of x's size is made where all is well.
+    if not prod(x.shape) or (float(xp.min(x)) >= 0 and isfinite(float(xp.max(x)))):
+        return
     bad = ~xp.isfinite(x) | (x < 0)
     if bool(xp.any(bad)):
         flags = np.asarray(bad.cpu() if hasattr(bad, "cpu") else bad)
