@@ -10,6 +10,7 @@ from ..errors import InvalidInputError
 SOLVERS = ("pals", "mu-gd", "stiefel")
 DIAGONAL_SOLVERS = ("hals", "mu")
 STARTS = ("nndsvd", "random")
+LOW_RANK_STARTS = ("auto", "anchor", "random", "gevd")
 COMPRESSIONS = ("auto", "gram", "projected gram", "none")
 
 
@@ -31,6 +32,11 @@ class LowRankNPEFF:
     n_starts : int
         ("pals", "stiefel") Starts tried briefly, the best of which is continued: anchors and
         random ones in turn.
+    start : {"auto", "anchor", "random", "gevd"}
+        ("pals") "anchor": examples that are nearly a single component, from all examples and from
+        random halves; "random": mixtures of all rows; "auto": the two in turn; "gevd": generalised
+        eigenvectors of two random sums of the Fishers, exact for exact data of at most as many
+        components as dimensions.
     max_steps : int
         ("pals") Most refinements of the subspace after the starts; ("mu-gd") joint steps;
         ("stiefel") windows of 16 steps; with ``batch_examples``, passes over the data.
@@ -80,6 +86,7 @@ class LowRankNPEFF:
     solver: str = "pals"
     normalize: bool = True
     n_starts: int = 4
+    start: str = "auto"
     max_steps: int = 200
     tol: float = 1e-4
     compress: str = "auto"
@@ -103,6 +110,7 @@ class LowRankNPEFF:
             projection_dim=(self.projection_dim, 1),
         )
         _check_choice("solver", self.solver, SOLVERS)
+        _check_choice("start", self.start, LOW_RANK_STARTS)
         _check_choice("compress", self.compress, COMPRESSIONS)
         _check_at_least_zero(tol=self.tol, orthogonality=self.orthogonality)
         if self.batch_examples is not None:

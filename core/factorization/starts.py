@@ -12,6 +12,9 @@ from .objective import coefficient_gram, gram, inner, removal_costs
 from .pals import Point, evaluate, lower_coefficients
 from .problem import LowRankProblem
 
+# Rows of which the leading directions are taken, at most.
+GEVD_ROWS = 4096
+
 
 def random_start(problem: LowRankProblem, r: int, rng: np.random.Generator) -> tuple[Array, Array]:
     """W ~ U(0, 1] at its best common scale, g_k a unit-norm Gaussian mixture of all rows.
@@ -83,6 +86,33 @@ def anchor_start(
     if len(picked) < r:
         mix = np.cos(np.outer(np.arange(1, r - len(picked) + 1), np.arange(1, len(picked) + 1)))
         G = xp.concat([G, unit_rows(xp.matmul(problem.array(mix), G), xp)], axis=0)
+    W = problem.array(np.ones((problem.n_examples, r)))
+    return scaled(problem, W, G), G
+
+
+def gevd_start(problem: LowRankProblem, r: int, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Generalised eigenvectors of two random sums X_a = Σ_i a_i F_i, in r leading directions.
+
+    With F_i = Gᵀdiag(W_i)G and independent g_k, X_a X_b⁻¹ = Gᵀdiag(Wᵀa/Wᵀb)G⁻ᵀ, whose
+    eigenvectors are the g_k: exact for exact data, of use near it.
+    Source: Carroll & Chang 1970, Leurgans, Ross & Abel 1993 (simultaneous diagonalisation).
+    """
+    xp, h = problem.xp, problem.share.h
+    picked = np.arange(h) if h <= GEVD_ROWS else np.sort(rng.choice(h, GEVD_ROWS, replace=False))
+    basis = problem.sample_basis(r, picked.astype(np.int64))
+    inside = problem.restrict(basis)
+    d = int(basis.shape[0])
+    B, _ = inside.products(xp.eye(d, dtype=basis.dtype, device=getattr(basis, "device", None)))
+    sums = []
+    for _ in range(2):
+        a = inside.own(rng.random((problem.share.n, 1)))
+        pulled = inside.pullback(inside.array(np.repeat(a, d, axis=1)), B)
+        sums.append(to_numpy(pulled).astype(np.float64))
+    ratio = sums[0] @ np.linalg.pinv(sums[1], hermitian=True)
+    found = np.real(np.linalg.eig(ratio)[1]).T
+    if d < r:  # fewer dimensions than components: mixtures of what there is
+        found = np.concatenate([found, rng.standard_normal((r - d, d))])
+    G = unit_rows(xp.matmul(problem.array(found), basis), xp)
     W = problem.array(np.ones((problem.n_examples, r)))
     return scaled(problem, W, G), G
 

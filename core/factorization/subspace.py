@@ -33,7 +33,7 @@ from .pals import (
     point_state,
 )
 from .problem import LowRankProblem, orthonormal_rows
-from .starts import anchor_start, random_start, revive, unit_rows
+from .starts import anchor_start, gevd_start, random_start, revive, unit_rows
 
 # Steps that a start may take, and steps between two refinements of the subspace.
 START_STEPS = 30
@@ -148,21 +148,23 @@ def best_start(
         best = point_from(problem, found.arrays, found.facts["loss"])
     for number in range(first, method.n_starts):
         record.begin(f"start {number + 1} of {method.n_starts}", START_STEPS)
-        anchored = number % 2 == 0
-        if anchored:
+        kind = method.start
+        if kind == "auto":
+            kind = "anchor" if number % 2 == 0 else "random"
+        if kind == "anchor":
             # The first anchors look at every example; later ones at a random half.
             share = n if number == 0 else max(min(n, r), n // 2)
             candidates = np.sort(rng.choice(n, size=share, replace=False)).astype(np.int64)
             W, G = anchor_start(problem, r, candidates)
         else:
-            W, G = random_start(problem, r, rng)
+            W, G = (gevd_start if kind == "gevd" else random_start)(problem, r, rng)
         point = descend(
             problem,
             evaluate(problem, W, G),
             record,
             steps=START_STEPS,
             sweeps=method.sweeps,
-            fixed_coefficients=0 if anchored else FIXED_COEFFICIENTS,
+            fixed_coefficients=FIXED_COEFFICIENTS if kind == "random" else 0,
             tol=1e-5,
         )
         point = revive(problem, point, sweeps=method.sweeps)

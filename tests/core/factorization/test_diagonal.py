@@ -50,7 +50,7 @@ def sklearn_nmf(X, W, H, solver, steps):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10])
-def test_mu_follows_scikit_learn_step_for_step(steps):
+def test_check_18_mu_follows_scikit_learn_step_for_step(steps):
     X, _, _ = planted(0, noise=0.1)
     rng = np.random.default_rng(1)
     init = 0.1 + rng.random((80, 4)), 0.1 + rng.random((4, 60))
@@ -62,7 +62,7 @@ def test_mu_follows_scikit_learn_step_for_step(steps):
     assert abs(result.loss - dense_loss(X, W, H)) <= 1e-6 * result.total
 
 
-def test_hals_ends_where_coordinate_descent_ends():
+def test_check_18_hals_ends_where_coordinate_descent_ends():
     X, _, _ = planted(1, noise=0.2)
     rng = np.random.default_rng(2)
     init = rng.random((80, 5)), rng.random((5, 60))
@@ -70,6 +70,11 @@ def test_hals_ends_where_coordinate_descent_ends():
     method = DiagonalNPEFF(5, normalize=False, max_steps=400, tol=1e-10)
     result = factorize(DiagonalFishers(values=X), method, init=init, **QUIET)
     assert result.loss <= 1.01 * dense_loss(X, W, H)
+    for steps in (5, 20):  # equal iterations
+        W, H = sklearn_nmf(X, *init, "cd", steps)
+        equal = DiagonalNPEFF(5, normalize=False, max_steps=steps, tol=0.0)
+        result = factorize(DiagonalFishers(values=X), equal, init=init, **QUIET)
+        assert result.loss <= 1.005 * dense_loss(X, W, H)
 
 
 def test_one_sweep_of_hals_is_one_pass_of_coordinate_descent():
@@ -107,7 +112,7 @@ def test_planted_components_are_found():
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), density=st.floats(0.0, 1.0))
-def test_sparse_and_dense_input_give_the_same(seed, density):
+def test_check_18_sparse_and_dense_input_give_the_same(seed, density):
     rng = np.random.default_rng(seed)
     X = rng.random((12, 9)) * (rng.random((12, 9)) < density)
     X[0, 0] = 1.0

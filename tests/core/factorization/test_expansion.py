@@ -26,7 +26,7 @@ def case():
     return fishers, G, first
 
 
-def test_new_components_are_the_missing_ones_and_the_old_keep_every_bit(case):
+def test_check_20_new_components_are_the_missing_ones_and_the_old_keep_every_bit(case):
     fishers, G, first = case
     wider = expand(first, fishers, 2)
     assert np.array_equal(wider.components[:4], first.components)
@@ -37,7 +37,7 @@ def test_new_components_are_the_missing_ones_and_the_old_keep_every_bit(case):
     assert wider.facts["frozen"] == 4
 
 
-def test_no_new_component_is_a_coefficient_fit(case):
+def test_check_20_no_new_component_is_a_coefficient_fit(case):
     fishers, _, first = case
     same = first.expand(fishers, 0)
     assert np.array_equal(same.components, first.components)
@@ -45,7 +45,7 @@ def test_no_new_component_is_a_coefficient_fit(case):
 
 
 @pytest.mark.parametrize("subspace", [True, False])
-def test_the_loss_falls_from_the_coefficient_fit_on(case, subspace):
+def test_check_20_the_loss_falls_from_the_coefficient_fit_on(case, subspace):
     fishers, _, first = case
     start = first.replace(method=LowRankNPEFF(4, subspace=subspace, n_starts=1, max_steps=20))
     wider = expand(start, fishers, 1)

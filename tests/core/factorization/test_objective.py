@@ -5,12 +5,17 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from fishertope.core.backend import get_backend
-from fishertope.core.factorization import objective
-from fishertope.core.factorization.pals import evaluate, line_step, newton_direction
+from fishertope.core.factorization import LowRankNPEFF, factorize, objective
+from fishertope.core.factorization.pals import (
+    evaluate,
+    line_step,
+    lower_coefficients,
+    newton_direction,
+)
 from fishertope.core.factorization.problem import LowRankProblem
 from fishertope.core.fisher import LowRankFishers
 
-from .planted import dense_loss, ragged
+from .planted import dense_loss, planted, ragged
 
 IDENTITY = 1e-10
 DIFFERENCE = 1e-6
@@ -35,7 +40,7 @@ def random_point(fishers, r, seed):
     r=st.integers(1, 6),
     most=st.integers(1, 4),
 )
-def test_gram_loss_equals_dense_loss(seed, n, m, r, most):
+def test_check_10_gram_loss_equals_dense_loss(seed, n, m, r, most):
     fishers = ragged(seed, n=n, m=m, most=most)
     W, G = random_point(fishers, r, seed)
     point = evaluate(problem_of(fishers, r), W, G)
@@ -43,19 +48,19 @@ def test_gram_loss_equals_dense_loss(seed, n, m, r, most):
     assert abs(point.loss - dense) <= IDENTITY * max(1.0, dense)
 
 
-def test_one_unit_rank_one_example_has_total_exactly_one():
+def test_check_10_one_unit_rank_one_example_has_total_exactly_one():
     """The reference's T counted a unit-norm rank-one Fisher as 3."""
     fishers = LowRankFishers.from_rows(np.array([[[1.0, 0.0, 0.0]]]))
     assert problem_of(fishers, 1).total == 1.0
 
 
-def test_total_is_the_sum_of_squared_norms():
+def test_check_10_total_is_the_sum_of_squared_norms():
     fishers = ragged(3)
     squares = sum(np.linalg.norm(fishers.dense(i)) ** 2 for i in range(len(fishers)))
     assert abs(problem_of(fishers, 2).total - squares) <= IDENTITY * squares
 
 
-def test_gradients_equal_finite_differences():
+def test_check_11_gradients_equal_finite_differences():
     fishers = ragged(0)
     W, G = random_point(fishers, 3, 1)
     problem = problem_of(fishers, 3)
@@ -80,7 +85,7 @@ def test_gradients_equal_finite_differences():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_quartic_equals_direct_evaluation(seed):
+def test_check_11_quartic_equals_direct_evaluation(seed):
     fishers = ragged(seed)
     W, G = random_point(fishers, 4, seed)
     problem = problem_of(fishers, 4)
@@ -110,7 +115,7 @@ def test_quartic_minimiser_of_a_flat_line_stays():
     assert objective.minimise_quartic(np.array([2.0, np.nan, 0, 0, 0]))[0] == 0.0
 
 
-def test_line_step_tracks_products_and_never_raises_the_loss():
+def test_check_12_line_step_tracks_products_and_never_raises_the_loss():
     fishers = ragged(5)
     W, G = random_point(fishers, 3, 2)
     problem = problem_of(fishers, 3)
@@ -124,6 +129,54 @@ def test_line_step_tracks_products_and_never_raises_the_loss():
     np.testing.assert_allclose(point.B, fresh.B, atol=1e-10)
     np.testing.assert_allclose(point.S, fresh.S, atol=1e-10)
     assert abs(point.loss - fresh.loss) <= IDENTITY * problem.total
+
+
+def test_check_12_multiplicative_updates_of_the_coefficients_never_raise_the_loss():
+    fishers = ragged(6, n=20)
+    W, G = random_point(fishers, 4, 5)
+    W += 0.1
+    point = evaluate(problem_of(fishers, 4), W, G)
+    losses = [point.loss]
+    for _ in range(100):
+        W = W * point.N / (W @ point.S**2 + 1e-9)
+        losses.append(objective.loss_value(problem_of(fishers, 4).total, W, point.N, point.S))
+    assert (np.diff(losses) <= 1e-12 * losses[0]).all()
+    lower = lower_coefficients(problem_of(fishers, 4), point, sweeps=2000, tol=1e-12)
+    assert lower.loss <= losses[-1] + 1e-9
+
+
+def block_step(fishers, W, G, k):
+    """The exact optimum over g_k, then over W_:k, the others fixed; by dense matrices."""
+    residual = np.zeros((fishers.n_columns,) * 2)
+    rest = [j for j in range(len(G)) if j != k]
+    for i in range(len(fishers)):
+        fit = np.einsum("j,ja,jb->ab", W[i, rest], G[rest], G[rest])
+        residual += W[i, k] * (fishers.dense(i) - fit)
+    values, vectors = np.linalg.eigh(residual)
+    G, W = G.copy(), W.copy()
+    G[k] = np.sqrt(max(values[-1], 0.0) / max((W[:, k] ** 2).sum(), 1e-300)) * vectors[:, -1]
+    size = (G[k] @ G[k]) ** 2
+    for i in range(len(fishers)):
+        fit = np.einsum("j,ja,jb->ab", W[i, rest], G[rest], G[rest])
+        gain = G[k] @ (fishers.dense(i) - fit) @ G[k]
+        W[i, k] = max(0.0, gain / size) if size > 0 else 0.0
+    return W, G
+
+
+def test_check_12_exact_block_steps_never_raise_the_loss_and_agree_on_the_optimum():
+    fishers, _, _ = planted(3, n=30, m=10, r=3, noise=0.2)
+    W, G = random_point(fishers, 3, 1)
+    losses = [dense_loss(fishers, W, G)]
+    for step in range(90):
+        W, G = block_step(fishers, W, G, step % 3)
+        losses.append(dense_loss(fishers, W, G))
+    assert (np.diff(losses) <= 1e-10 * losses[0]).all()
+    found = factorize(fishers, LowRankNPEFF(3, normalize=False, tol=1e-8), on_failure="return")
+    assert found.loss <= losses[-1] * (1 + 1e-6)
+    stays = found.coefficients, found.components
+    for k in range(3):
+        stays = block_step(fishers, *stays, k)
+    assert abs(dense_loss(fishers, *stays) - found.loss) <= 1e-8 * found.total
 
 
 def test_restriction_is_exact_inside_the_subspace():

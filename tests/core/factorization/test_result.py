@@ -33,7 +33,7 @@ def result():
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10**6))
-def test_gauge_fixing_keeps_the_fit_and_is_unique(seed):
+def test_check_15_gauge_fixing_keeps_the_fit_and_is_unique(seed):
     rng = np.random.default_rng(seed)
     W, G = rng.uniform(0, 1, (6, 3)), rng.normal(size=(3, 4))
     fixed_W, fixed_G = gauge_fixed(W, G)
