@@ -210,7 +210,11 @@ class StreamedProblem(LowRankProblem):
         for b in np.unique(where):
             block, here = self.blocks[b], where == b
             own = picked[here] - (ends[b] - block.rows.shape[0])
-            out[here] = block.rows[own] * block.scale[own, None]
+            scale = block.scale[own].astype(out.dtype)
+            if len(own) == len(out):  # consecutive rows of one block need no second copy
+                np.multiply(block.rows[own], scale[:, None], out=out)
+            else:
+                out[here] = block.rows[own] * scale[:, None]
         return to_backend(out, self.backend, device=getattr(self.rows, "device", None))
 
 
