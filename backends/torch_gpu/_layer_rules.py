@@ -156,7 +156,8 @@ def _matrix_squares(layer: nn.Module, a: Tensor, delta: Tensor) -> Squares | Non
     One example's gradient at a time, in tiles of its rows that stay in the cache.
     """
     weight = cast(Tensor, layer.weight)
-    if weight.numel() * weight.element_size() < SMALL_BYTES:
+    # Where kernels are launched one by one, or are small, several examples at once are faster.
+    if delta.device.type != "cpu" or weight.numel() * weight.element_size() < SMALL_BYTES:
         return None
     total = delta.new_zeros(delta.shape[3], a.shape[2])
     norms = delta.new_zeros(a.shape[0])

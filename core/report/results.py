@@ -172,10 +172,12 @@ def _(result: PrecisionTree) -> tuple[Table, ...]:
     traces = {name: p.trace() for name, p in result.items()}
     ranked = sorted(traces.items(), key=lambda item: -item[1])[:MOST_ROWS]
     rows: list[list[Cell]] = [
-        [name, trace, _finite(result.trace_errors[name]), trace / whole] for name, trace in ranked
+        [name, result[name].kind, trace, _finite(result.trace_errors[name]), trace / whole]
+        for name, trace in ranked
     ]
     columns = [
         Column(name="site", left=True),
+        Column(name="structure", left=True),
         Column(name="trace", format=".3g"),
         Column(name="± standard error", format=".2g"),
         Column(name="share", format=".1%"),

@@ -112,8 +112,25 @@ def test_b10_every_structure_from_the_command_line(
         assert off <= 1e-9 * largest
     code, out, _ = run(capsys, "inspect", file, "--json")
     assert code == 0
-    facts = json.loads(out)["facts"]["facts"]
+    shown = json.loads(out)
+    facts = shown["facts"]["facts"]
     assert facts["structure"] == structure
+    for site in shown["sites"]:
+        assert site["structure"] == expected[site["site"]].kind
+        assert site["trace"] == pytest.approx(expected[site["site"]].trace(), rel=1e-8, abs=1e-15)
+        assert site["parameters"] == list(expected.layouts[site["site"]].parameters)
+    code, out, _ = run(capsys, "inspect", file)
+    assert code == 0
+    assert next(iter(expected))[:20] in out
+    assert "standard error" in out
+    whole = file.stat().st_size
+    flags += ["--structure", structure, "--store-dtype", "float32", "--overwrite", "--quiet"]
+    code, *_ = run(capsys, *command, *flags)
+    assert code == 0
+    assert file.stat().st_size < 0.8 * whole
+    for name, one in PrecisionTree.load(file).items():
+        off = np.abs(one.diagonal() - expected[name].diagonal()).max()
+        assert off <= 1e-5 * largest
     assert {k: v for k, v in facts.items() if k in ("sharing", "rank")}.items() >= {
         k: v for k, v in options.items() if k != "params"
     }.items()

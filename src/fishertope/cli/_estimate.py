@@ -79,6 +79,10 @@ def estimate(
     seed: _job.SeedOption = 0,
     jobs: _job.JobsOption = None,
     threads: ThreadsOption = None,
+    store_dtype: Annotated[
+        _job.Precision,
+        typer.Option("--store-dtype", help="Numbers of the file; float32 halves it."),
+    ] = _job.Precision.FLOAT64,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a precision that is at --out.")
     ] = False,
@@ -116,7 +120,7 @@ def estimate(
             )  # fmt: skip
         if not first:
             return
-        tree.save(out)
+        tree.astype(store_dtype.value).save(out)
     found = facts_of(out)
     if json:
         print_json(found)

@@ -13,7 +13,7 @@ from ._console import JsonOption, print_json, stdout
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..core.fisher import FisherStore
+    from ..core.fisher import FisherStore, PrecisionTree
 
 
 def inspect(
@@ -143,10 +143,21 @@ def _meaning(path: Path, kind: str | None) -> dict[str, Any]:
     from ..core.fisher.precision import KIND as PRECISION, PrecisionTree
 
     if kind == PRECISION:
-        return {"contents": repr(PrecisionTree.load(path))}
+        return _precision_facts(PrecisionTree.load(path))
     if kind == DECOMPOSITION:
         return {"contents": repr(Factorization.load(path))}
     return {}
+
+
+def _precision_facts(tree: PrecisionTree) -> dict[str, Any]:
+    """The tree in one line, and what is known of each site; NaN errors are ``None``."""
+    errors = {n: None if e != e else e for n, e in tree.trace_errors.items()}
+    sites = [
+        {"site": name, "structure": p.kind, "shape": list(p.shape), "trace": p.trace(),
+         "standard_error": errors[name], "parameters": list(tree.layouts[name].parameters)}
+        for name, p in tree.items()
+    ]  # fmt: skip
+    return {"contents": repr(tree), "sites": sites}
 
 
 def show(path: Path, found: Mapping[str, Any], console: Console) -> None:
@@ -187,6 +198,15 @@ def show(path: Path, found: Mapping[str, Any], console: Console) -> None:
             for name, a in found["arrays"].items()
         ]
         facts = found["facts"]
+    if "sites" in found:
+        heads = ("site", "structure", "shape", "trace", "± standard error")
+        columns = [Column(name=n, left=n in heads[:3]) for n in heads]
+        rows = []
+        for site in found["sites"]:
+            shape = " × ".join(map(str, site["shape"])) or "scalar"
+            error = "" if site["standard_error"] is None else f"{site['standard_error']:.2g}"
+            rows.append([site["site"], site["structure"], shape, f"{site['trace']:.4g}", error])
+        facts = {"examples": facts["n_examples"], **facts["facts"]}
     console.print(line, markup=False, highlight=False)
     if "contents" in found:
         console.print(found["contents"], markup=False, highlight=False)
