@@ -293,20 +293,35 @@ class GroupSystem:
 
     def objective(self, theta: Array) -> float:
         """Q(θ)."""
-        total = 0.0
-        for i, (w, p) in enumerate(zip(self.weights, self.precisions, strict=True)):
-            total += w * float(p.quad(theta - self.sources[i, ...]))
-        d = theta - self.center
-        if self.anchor is not None:
-            total += self.anchor[0] * float(self.anchor[1].quad(d))
-        if self.ridge:
-            total += self.ridge * float(array_namespace(d).sum(d * d))
-        return total
+        return self._value(theta)[0]
 
     def gradient(self, theta: Array) -> Array:
         """∇Q(θ)."""
+        return 2.0 * self._value(theta)[1]
+
+    def check(self, theta: Array, total: Precision) -> tuple[float, float]:
+        """Q(θ), and ‖A d − r‖/‖r‖ with A d − r = ∇Q/2 taken term by term from the sources."""
+        value, half = self._value(theta)
+        xp = array_namespace(half)
+        right = total.apply(theta - self.center) - half
+        rest, scale = (float(np.sqrt(float(xp.sum(x * x)))) for x in (half, right))
+        return value, rest / scale if scale > 0 else rest
+
+    def _value(self, theta: Array) -> tuple[float, Array]:
+        """Q(θ) and ∇Q(θ)/2 from one product of every term."""
+        xp = array_namespace(theta)
         d = theta - self.center
-        return 2.0 * (self.apply(d) - self.right_side())
+        half, value = self.ridge * d, 0.0
+        own = zip(self.weights, self.precisions, strict=True)
+        terms = [(w, p, theta - self.sources[i, ...]) for i, (w, p) in enumerate(own)]
+        if self.anchor is not None:
+            terms.append((*self.anchor, d))
+        value += self.ridge * float(xp.sum(d * d)) if self.ridge else 0.0
+        for w, p, gap in terms:
+            product = p.apply(gap)
+            value += w * float(xp.sum(gap * product))
+            half = half + w * product
+        return value, half
 
 
 def _base(anchor: Anchor | None, merged: Sequence[str], first: Source) -> Source | None:

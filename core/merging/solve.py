@@ -105,11 +105,12 @@ def solve(problem: MergeProblem, solver: Solver | str = "auto") -> MergeSolution
     with np.errstate(invalid="ignore" if problem.nonfinite == "propagate" else "warn"):
         for group in problem.groups:
             system = problem.system(group, order)
-            answer = _solve_group(system, group, chosen, problem.fallback)
-            objective += system.objective(answer.theta)
-            posterior[group.name] = system.total
-            constrained = isinstance(chosen, Cvxpy) and chosen.constrained
-            residual = float("nan") if constrained else _residual(system, answer.theta)
+            total = posterior[group.name] = system.total
+            answer = _solve_group(system, total, group, chosen, problem.fallback)
+            value, residual = system.check(answer.theta, total)
+            objective += value
+            if isinstance(chosen, Cvxpy) and chosen.constrained:
+                residual = float("nan")
             report = SiteReport(
                 name=group.name, parameters=group.parameters, size=prod(group.layout.shape),
                 action="merge", solver=answer.solver, why=answer.why, residual=residual,
@@ -132,7 +133,9 @@ def solve(problem: MergeProblem, solver: Solver | str = "auto") -> MergeSolution
     )
 
 
-def _solve_group(system: GroupSystem, group: Group, solver: Solver, fallback: str) -> Answer:
+def _solve_group(
+    system: GroupSystem, total: Precision, group: Group, solver: Solver, fallback: str
+) -> Answer:
     if isinstance(solver, Cvxpy):
         from .solvers.convex import solve_convex
 
@@ -145,7 +148,6 @@ def _solve_group(system: GroupSystem, group: Group, solver: Solver, fallback: st
     xp = array_namespace(right)
     if not bool(xp.any(right != 0)) and not (isinstance(solver, PCG) and solver.initial):
         return Answer(system.center, "none", "the right side is 0, so θ = c")
-    total = system.total
     found = _by_structure(system, total, right, solver, group)
     if found.fallback and fallback == "error" and not system.anchored:
         raise InvalidInputError(_undetermined(system.name, found.fallback))
@@ -167,7 +169,9 @@ def _coordinates(system: GroupSystem, fallback: str) -> Answer | None:
     if free and all(isinstance(p, Isotropic) for _, p in own):
         scales = [w * cast(Isotropic, p).scale for w, p in own]
         if (whole := sum(scales)) > 0:
-            theta = weighted_mean(system.sources, [s / whole for s in scales], system.backend)
+            theta = system.center
+            if system.anchored or len({cast(Isotropic, p).scale for _, p in own}) > 1:
+                theta = weighted_mean(system.sources, [s / whole for s in scales], system.backend)
             return Answer(theta, "closed_form", "isotropic: the weighted mean")
     flat_x = xp.reshape(system.sources, (n, -1))
     f = [xp.zeros_like(system.center) + diagonal_of([(1.0, p)], shape) for _, p in own]
@@ -334,15 +338,6 @@ def _check_psd(name: str, negative: float) -> None:
             "largest). Use precisions that are positive semidefinite, a larger anchor weight, or "
             "damping."
         )
-
-
-def _residual(system: GroupSystem, theta: Array) -> float:
-    right = system.right_side()
-    xp = array_namespace(right)
-    scale = float(np.sqrt(float(xp.sum(right * right))))
-    rest = system.apply(theta - system.center) - right
-    size = float(np.sqrt(float(xp.sum(rest * rest))))
-    return size / scale if scale > 0 else size
 
 
 def _undetermined(name: str, count: int) -> str:

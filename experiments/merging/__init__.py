@@ -1,6 +1,7 @@
 """Studies of Fisher merging, one module each; helpers are named for what they do."""
 
 STUDIES = {
+    "merging-product": "product",
     "merging-structures": "structures",
     "merging-examples": "examples",
     "merging-ensemble": "ensemble",
