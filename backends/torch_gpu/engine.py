@@ -6,6 +6,7 @@ examples cannot influence one another (no batch statistics). Parameters that are
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
@@ -107,6 +108,15 @@ class ModuleEngine:
     def theta_parts(self) -> Iterator[torch.Tensor]:
         """θ parameter by parameter, not copied."""
         yield from self._parameters().values()
+
+    def model_sha256(self) -> str:
+        """SHA-256 of all parameters and buffers of the module, the frozen ones included."""
+        digest = hashlib.sha256()
+        for name, x in (*self.module.named_parameters(), *self.module.named_buffers()):
+            array = x.detach().cpu().contiguous()
+            digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
+            digest.update(array.reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def predict(self, inputs: Any) -> torch.Tensor:
         """Outputs z (n, C) of the batch."""

@@ -25,12 +25,12 @@ from ..fisher.batches import (
     batched,
     choose_parameters,
     examples_of,
+    model_digest,
     split_batch,
 )
 from ..fisher.draws import draws_of
 from ..fisher.labels import ExactLabels, LabelRule
 from ..fisher.per_example import TINY, LowRankFishers
-from ..fisher.precision_estimation import model_digest
 from ..fisher.reduction import FactoredProjection, RandomProjection
 from ..fisher.store import FisherStore
 from ..model import OutputDistribution, engine_for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from fnmatch import fnmatchcase
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import numpy as np
 from array_api_compat import is_array_api_obj
 
+from ..backend import to_numpy
 from ..errors import InvalidInputError
-from ..model import Site, sites_of
+from ..model import ModelEngine, Site, sites_of
 from ..types import Array
 
 ParameterChoice = str | Sequence[str] | Callable[[str], bool] | None
@@ -119,3 +121,16 @@ def examples_of(batch: Any) -> int:
     inputs, _ = split_batch(batch)
     first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
     return int(first.shape[0])
+
+
+def model_digest(engine: ModelEngine) -> str:
+    """SHA-256 by which files know their model.
+
+    Of everything that its outputs depend on where the engine can tell (frozen parameters and
+    buffers are not in θ), else of the bytes of θ.
+    """
+    whole = getattr(engine, "model_sha256", None)
+    if whole is not None:
+        return str(whole())
+    theta = np.ascontiguousarray(to_numpy(engine.theta()))
+    return hashlib.sha256(theta.reshape(-1).view(np.uint8).data).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from .batches import (
     choose_parameters,
     cut_examples,
     examples_of,
+    model_digest,
     split_batch,
 )
 from .draws import Draws, draws_of
@@ -260,12 +260,11 @@ def store_identity(
     draws: Draws,
 ) -> dict[str, Any]:
     """Everything that the numbers of a store depend on, in plain values."""
-    theta = np.ascontiguousarray(to_numpy(engine.theta()))
     return {
         **facts,
         "kind": kind,
-        "dtype": str(theta.dtype),
-        "model_sha256": hashlib.sha256(theta.tobytes()).hexdigest(),
+        "dtype": str(to_numpy(engine.theta()).dtype),
+        "model_sha256": model_digest(engine),
         "data_sha256": data_digest(data),
         "key": f"{draws.key:032x}",
         "engine": str(getattr(engine, "explanation", type(engine).__name__)),

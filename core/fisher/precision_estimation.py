@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -10,12 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import to_numpy
 from ..errors import InvalidInputError
-from ..model import ModelEngine, OutputDistribution, engine_for
+from ..model import OutputDistribution, engine_for
 from ..status import Callback, StepInfo
 from ..types import Array, FloatArray, Seed
-from .batches import ParameterChoice, batched, choose_parameters, examples_of, split_batch
+from .batches import (
+    ParameterChoice,
+    batched,
+    choose_parameters,
+    examples_of,
+    model_digest,
+    split_batch,
+)
 from .draws import Draws, draws_of
 from .estimators import (
     BatchSum,
@@ -168,15 +173,6 @@ def estimate_precision(
         facts=_facts(plan, structure, rule, seed, sharing, rank, damping, tokens),
     )
     return tree if damping is None else tree.damped(damping, "relative_trace")
-
-
-def model_digest(engine: ModelEngine) -> str:
-    """SHA-256 of the bytes of θ, by which files know their model."""
-    digest = hashlib.sha256()
-    parts = engine.theta_parts() if hasattr(engine, "theta_parts") else [engine.theta()]
-    for part in parts:
-        digest.update(np.ascontiguousarray(to_numpy(part)).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def _check_options(

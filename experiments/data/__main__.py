@@ -26,7 +26,9 @@ app = typer.Typer(
 def fetch(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help=f"Of {', '.join(SOURCES)}; all if none is given."),
+        typer.Argument(
+            metavar="[NAME]...", help=f"Of {', '.join(SOURCES)}; without a name all but smollm2."
+        ),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Also what is there already.")] = False,
 ) -> None:

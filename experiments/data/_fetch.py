@@ -30,7 +30,7 @@ def fetch(
     Parameters
     ----------
     names : sequence of str
-        Of the data sets; all if empty.
+        Of the data sets; if empty, all that are fetched by default.
     again : bool
         Also fetch what is there.
     progress : Progress, optional
@@ -50,7 +50,8 @@ def fetch(
     WriteFailedError
         If the cache folder cannot be written.
     """
-    wanted = {name: source(name) for name in (names or SOURCES)}
+    usual = [name for name, entry in SOURCES.items() if entry.by_default]
+    wanted = {name: source(name) for name in (names or usual)}
     bars = progress or Progress(None)
     return {name: _fetch_one(name, entry, again, bars) for name, entry in wanted.items()}
 

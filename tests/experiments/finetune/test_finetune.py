@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from fishertope.core.errors import DataMissingError, InvalidInputError
 from fishertope.core.storage import verify_folder
 from fishertope.experiments.data import _sources
+from fishertope.experiments.data._made import cached
 from fishertope.experiments.finetune import (
     BASES,
     TASKS,
@@ -23,7 +24,7 @@ from fishertope.experiments.finetune import (
     token_batches,
 )
 from fishertope.experiments.finetune.__main__ import app
-from fishertope.experiments.finetune.bases import cached, word_pieces
+from fishertope.experiments.finetune.bases import word_pieces
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -141,7 +142,8 @@ def test_one_fills_while_the_others_wait(cache: Path) -> None:
 
     found: list[Path] = []
     threads = [
-        threading.Thread(target=lambda: found.append(cached("one", "key", fill))) for _ in range(6)
+        threading.Thread(target=lambda: found.append(cached("one", "key", fill, command="test")))
+        for _ in range(6)
     ]
     for thread in threads:
         thread.start()
