@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -282,15 +282,12 @@ def find_out(settings: DemoSettings, *, console: Console | None = None) -> DemoF
             probabilities=network.predict_proba(digits.held_out_inputs),
         )
         with progress.step("Exact per-example Fishers", settings.n_held_out) as advance:
-            fishers = cast(
-                LowRankFishers,
-                per_example_fishers(
-                    network,
-                    digits.held_out_inputs,
-                    backend=settings.backend,
-                    device=settings.device,
-                    callback=lambda info: advance(info.step, info.max_steps),
-                ),
+            fishers = per_example_fishers(
+                network,
+                digits.held_out_inputs,
+                backend=settings.backend,
+                device=settings.device,
+                callback=lambda info: advance(info.step, info.max_steps),
             )
         with progress.solver("Factorize them") as callback:
             factorization = factorize(

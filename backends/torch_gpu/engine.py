@@ -115,7 +115,7 @@ class ModuleEngine:
         for name, x in (*self.module.named_parameters(), *self.module.named_buffers()):
             array = x.detach().cpu().contiguous()
             digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
-            digest.update(array.reshape(-1).view(torch.uint8).numpy())
+            digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def predict(self, inputs: Any) -> torch.Tensor:

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
-from array_api_compat import array_namespace
 
-from ..backend import BackendChoice, Kernel, enter, to_numpy
-from ..errors import InvalidInputError
-from ..model import (
-    DenseEngine,
-    ModelEngine,
-    OutputDistribution,
-    Site,
-    engine_for,
-)
+from ..backend import BackendChoice, to_numpy
+from ..errors import InvalidInputError, WriteFailedError
+from ..model import ModelEngine, OutputDistribution, Site, engine_for
 from ..status import Callback, StepInfo
 from ..storage.shards import check_count
 from ..types import Array, Device, Seed
@@ -33,22 +27,76 @@ from .batches import (
     split_batch,
 )
 from .draws import Draws, draws_of
-from .labels import ExactLabels, LabelRoots, LabelRule
-from .per_example import DiagonalFishers, LowRankFishers, frobenius_norms
+from .labels import ExactLabels, LabelRule
+from .per_example import DiagonalFishers, LowRankFishers
 from .ranks import Ranks, check_jobs, in_order
-from .reduction import (
-    FactoredProjection,
-    RandomProjection,
-    Reduction,
-    ThinSVD,
-    TopK,
-    split_reductions,
-)
+from .reduction import Reduction, ThinSVD, TopK, split_reductions
+from .rows import Part, RowSource, joined
 from .store import SHARD_EXAMPLES, FisherStore, Piece, StoreRun, data_digest, shard_pieces
 
 KINDS = ("low_rank", "diagonal")
 # A batch's rows take at most this many bytes unless the caller says how large a batch is.
 BATCH_BYTES = 64 << 20
+# A shard of ten classes takes at most about this many bytes, unless one example takes more.
+SHARD_BYTES = 1 << 30
+StorePath = str | os.PathLike[str]
+
+
+class Options(TypedDict, total=False):
+    """Arguments of :func:`per_example_fishers` on which its type does not depend."""
+
+    labels: LabelRule | None
+    output: OutputDistribution | None
+    params: ParameterChoice
+    reduce: Reduction | Sequence[Reduction] | None
+    engine: str
+    outputs_of: Callable[[Any, Any], Array] | None
+    batch_size: int | None
+    backend: BackendChoice
+    device: Device
+    seed: Seed
+    n_jobs: int | None
+    shard_examples: int | None
+    callback: Callback | None
+
+
+@overload
+def per_example_fishers(
+    model: Any,
+    data: Any,
+    *,
+    kind: Literal["low_rank"] = ...,
+    store: None = ...,
+    **options: Unpack[Options],
+) -> LowRankFishers: ...
+
+
+@overload
+def per_example_fishers(
+    model: Any,
+    data: Any,
+    *,
+    kind: Literal["diagonal"],
+    store: None = ...,
+    **options: Unpack[Options],
+) -> DiagonalFishers: ...
+
+
+@overload
+def per_example_fishers(
+    model: Any, data: Any, *, kind: str = ..., store: StorePath, **options: Unpack[Options]
+) -> FisherStore: ...
+
+
+@overload
+def per_example_fishers(
+    model: Any,
+    data: Any,
+    *,
+    kind: str = ...,
+    store: StorePath | None = ...,
+    **options: Unpack[Options],
+) -> LowRankFishers | DiagonalFishers | FisherStore: ...
 
 
 def per_example_fishers(
@@ -67,8 +115,8 @@ def per_example_fishers(
     device: Device = None,
     seed: Seed = 0,
     n_jobs: int | None = None,
-    store: str | os.PathLike[str] | None = None,
-    shard_examples: int = SHARD_EXAMPLES,
+    store: StorePath | None = None,
+    shard_examples: int | None = None,
     callback: Callback | None = None,
 ) -> LowRankFishers | DiagonalFishers | FisherStore:
     """The Fisher information matrix of each example, F(x) = E_{y~p(·|x)}[∇log p ∇log pᵀ].
@@ -111,7 +159,8 @@ def per_example_fishers(
         workers, such as Dask's.
     store : path, optional
         Write shards of ``shard_examples`` examples into this folder and return them as a
-        :class:`FisherStore`. The same call resumes after an interruption and gives the same bytes.
+        :class:`FisherStore`; by default 256, and fewer where an example has many columns. The
+        same call resumes after an interruption and gives the same bytes.
         Under ``torchrun`` (RANK and WORLD_SIZE in the environment) each process writes its own
         shards, and the last one the manifest. An iterable of batches may bring an attribute
         ``data_sha256``, by which the store knows its data.
@@ -145,15 +194,7 @@ def per_example_fishers(
     >>> per_example_fishers(net, rng.normal(size=(5, 4)))
     LowRankFishers(n=5, rows=10, columns=15, float64)
     """
-    rule: LabelRule = ExactLabels() if labels is None else labels
-    if kind not in KINDS:
-        raise InvalidInputError(f"kind={kind!r} was given; accepted: {', '.join(KINDS)}.")
-    if isinstance(rule, type) or not isinstance(rule, LabelRule):
-        raise InvalidInputError(
-            f"labels={labels!r} was given; a label rule such as ExactLabels() is accepted, or an "
-            "object with the methods of fishertope.core.fisher.LabelRule. The data's own labels "
-            "play no part in the Fisher; DataLabels() gives the empirical Fisher."
-        )
+    rule = _checked(kind, labels)
     options: dict[str, Any] = {} if engine == "auto" else {"engine": engine}
     if outputs_of is not None:
         options["outputs_of"] = outputs_of
@@ -165,289 +206,167 @@ def per_example_fishers(
         derive, columns = derive.restricted([s.name for s in sites]), None
     projection, svd, top = split_reductions(reduce, kind)
     draws = draws_of(seed)
-    source = _RowSource(derive, rule, backend, device, projection, draws.key)
-    make = source.diagonal if kind == "diagonal" else source.low_rank
     facts = {"output": derive.output.name, **rule.facts()}
     if isinstance(seed, int):
         facts["seed"] = seed
     for one in (projection, svd, top):
         facts.update({} if one is None else one.facts())
-    parts: list[Any] = []
     batches, total = batched(data, _default_batch(derive) if batch_size is None else batch_size)
-    kept_sites = () if projection is not None else sites
-
-    def compute(start: int, stop: int, batch: Any) -> Part:
-        inputs, targets = split_batch(batch)
-        part = make(inputs, replace(draws, first=start), targets)
-        if columns is not None:
-            part = part.restrict(columns)
-        return part.reduced(svd, top)
-
-    if store is not None:
-        identity = store_identity(derive, kind, facts, kept_sites, sites, data, draws)
-        return _stored(
-            StoreRun(path=store, identity=identity, kind=kind, shard_examples=shard_examples),
-            batches, total, compute, lambda parts: joined(parts, kept_sites, facts), callback,
-            n_jobs,
-        )  # fmt: skip
-    done = 0
-
-    def pieces() -> Iterator[Piece]:
-        first = 0
-        for batch in batches:
-            yield first, 0, batch
-            first += examples_of(batch)
-
-    for part in in_order(compute, pieces(), n_jobs):
-        parts.append(part)
-        done += part.n
-        if callback is not None and callback(_progress(done, total)) is True:
-            break
-    if not parts:
-        raise InvalidInputError("The data hold no example; give at least one.")
-    if hasattr(derive, "explanation"):
-        facts["engine"] = derive.explanation
-    return joined(parts, kept_sites, facts)
-
-
-def _progress(done: int, total: int) -> StepInfo:
-    return StepInfo(
-        phase="Fishers", step=done, max_steps=total, loss=float("nan"),
-        relative_loss=float("nan"), residual=float("nan"), products=float("nan"),
+    work = _Work(
+        kind=kind, source=RowSource(derive, rule, backend, device, projection, draws.key),
+        draws=draws, columns=columns, svd=svd, top=top, facts=facts,
+        sites=() if projection is not None else sites, total=total, n_jobs=n_jobs,
+        callback=callback,
     )  # fmt: skip
+    if store is None:
+        return work.in_memory(batches)
+    width = sites[-1].stop if projection is None else projection.dim
+    run = StoreRun(
+        path=store, identity=store_identity(work, sites, data), kind=kind,
+        shard_examples=_shard_examples(shard_examples, width),
+    )  # fmt: skip
+    return work.stored(batches, run)
 
 
-def _stored(
-    run: StoreRun,
-    batches: Iterable[Any],
-    total: int,
-    compute: Callable[[int, int, Any], Part],
-    join: Callable[[list[Part]], LowRankFishers | DiagonalFishers],
-    callback: Callback | None,
-    n_jobs: int | None,
-) -> FisherStore:
-    """Fill the store; processes of one ``torchrun`` share the shards."""
-    run.shard_examples = check_count("shard_examples", run.shard_examples)
-    run.ranks = Ranks.of_environment()
-
-    def numbered(start: int, stop: int, batch: Any) -> tuple[int, Part]:
-        return stop, compute(start, stop, batch)
-
-    def told(pieces: Iterator[Piece]) -> Iterator[tuple[int, Part]]:
-        for stop, part in in_order(numbered, pieces, n_jobs):
-            yield stop, part
-            if callback is not None and callback(_progress(stop, total)) is True:
-                raise InvalidInputError(
-                    f"The callback asked to stop after {stop} examples; the shards so far stay in "
-                    f"{os.fspath(run.path)}, and the same call resumes."
-                )
-
-    def cut(batch: Any, start: int, stop: int) -> Any:
-        if isinstance(batch, list):
-            return [cut_examples(x, start, stop) for x in batch]
-        return cut_examples(batch, start, stop)
-
-    return run.fill(shard_pieces(batches, run.shard_examples, cut, examples_of), told, join)
+def _checked(kind: str, labels: LabelRule | None) -> LabelRule:
+    """The label rule; kind and rule are ones that exist."""
+    rule: LabelRule = ExactLabels() if labels is None else labels
+    if kind not in KINDS:
+        raise InvalidInputError(f"kind={kind!r} was given; accepted: {', '.join(KINDS)}.")
+    if isinstance(rule, type) or not isinstance(rule, LabelRule):
+        raise InvalidInputError(
+            f"labels={labels!r} was given; a label rule such as ExactLabels() is accepted, or an "
+            "object with the methods of fishertope.core.fisher.LabelRule. The data's own labels "
+            "play no part in the Fisher; DataLabels() gives the empirical Fisher."
+        )
+    return rule
 
 
-def store_identity(
-    engine: ModelEngine,
-    kind: str,
-    facts: Mapping[str, Any],
-    kept_sites: tuple[Site, ...],
-    sites: tuple[Site, ...],
-    data: Any,
-    draws: Draws,
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What is done with every batch, and what comes of all of them."""
+
+    kind: str
+    source: RowSource
+    draws: Draws
+    columns: Any
+    svd: ThinSVD | None
+    top: TopK | None
+    facts: dict[str, Any]
+    sites: tuple[Site, ...]
+    total: int
+    n_jobs: int | None
+    callback: Callback | None
+
+    def compute(self, start: int, stop: int, batch: Any) -> Part:
+        """Rows or diagonals of the examples from ``start`` on."""
+        inputs, targets = split_batch(batch)
+        make = self.source.diagonal if self.kind == "diagonal" else self.source.low_rank
+        part = make(inputs, replace(self.draws, first=start), targets)
+        if self.columns is not None:
+            part = part.restrict(self.columns)
+        return part.reduced(self.svd, self.top)
+
+    def in_memory(self, batches: Iterable[Any]) -> LowRankFishers | DiagonalFishers:
+        """One object of all batches, or of those before the callback said stop."""
+        parts: list[Part] = []
+        done = 0
+
+        def pieces() -> Iterator[Piece]:
+            first = 0
+            for batch in batches:
+                yield first, 0, batch
+                first += examples_of(batch)
+
+        for part in in_order(self.compute, pieces(), self.n_jobs):
+            parts.append(part)
+            done += part.n
+            if self._told(done):
+                break
+        if not parts:
+            raise InvalidInputError("The data hold no example; give at least one.")
+        derive = self.source.engine
+        if hasattr(derive, "explanation"):
+            self.facts["engine"] = derive.explanation
+        return joined(parts, self.sites, self.facts)
+
+    def stored(self, batches: Iterable[Any], run: StoreRun) -> FisherStore:
+        """Fill the store; processes of one ``torchrun`` share the shards."""
+        run.ranks = Ranks.of_environment()
+
+        def numbered(start: int, stop: int, batch: Any) -> tuple[int, Part]:
+            return stop, self.compute(start, stop, batch)
+
+        def told(pieces: Iterator[Piece]) -> Iterator[tuple[int, Part]]:
+            for number, (stop, part) in enumerate(in_order(numbered, pieces, self.n_jobs)):
+                if number == 0:
+                    _check_room(run, part, self.total - stop + part.n)
+                yield stop, part
+                if self._told(stop):
+                    raise InvalidInputError(
+                        f"The callback asked to stop after {stop} examples; the shards so far "
+                        f"stay in {os.fspath(run.path)}, and the same call resumes."
+                    )
+
+        def cut(batch: Any, start: int, stop: int) -> Any:
+            if isinstance(batch, list):
+                return [cut_examples(x, start, stop) for x in batch]
+            return cut_examples(batch, start, stop)
+
+        pieces = shard_pieces(batches, run.shard_examples, cut, examples_of)
+        return run.fill(pieces, told, lambda parts: joined(parts, self.sites, self.facts))
+
+    def _told(self, done: int) -> bool:
+        """Report progress; whether the callback asks to stop."""
+        if self.callback is None:
+            return False
+        step = StepInfo(
+            phase="Fishers", step=done, max_steps=self.total, loss=float("nan"),
+            relative_loss=float("nan"), residual=float("nan"), products=float("nan"),
+        )  # fmt: skip
+        return self.callback(step) is True
+
+
+def _shard_examples(wanted: int | None, width: int) -> int:
+    """Examples in a shard: as asked for, else by the number of columns alone."""
+    if wanted is not None:
+        return check_count("shard_examples", wanted)
+    return int(np.clip(SHARD_BYTES // (8 * width * 10), 1, SHARD_EXAMPLES))
+
+
+def _check_room(run: StoreRun, part: Part, left: int) -> None:
+    """Say after the first batch, not after hours, that the disk is too small.
+
+    Raises
+    ------
+    WriteFailedError
+        Naming what is needed, what there is, and what takes less.
+    """
+    needed = left * part.nbytes // max(1, part.n) // run.ranks.world
+    free = shutil.disk_usage(Path(run.path)).free
+    if needed > free:
+        raise WriteFailedError(
+            f"{os.fspath(run.path)} needs about {needed / 1e9:.3g} GB for {left} examples, and "
+            f"{free / 1e9:.3g} GB are free. Project the rows (reduce=RandomProjection(2048), "
+            "--reduce projection:2048), keep the largest entries of diagonals (TopK, --reduce "
+            "top:K), choose parameters (params, --params), or give another folder."
+        )
+
+
+def store_identity(work: _Work, sites: tuple[Site, ...], data: Any) -> dict[str, Any]:
     """Everything that the numbers of a store depend on, in plain values."""
+    engine: ModelEngine = work.source.engine
     return {
-        **facts,
-        "kind": kind,
+        **work.facts,
+        "kind": work.kind,
         "dtype": str(to_numpy(engine.theta()).dtype),
         "model_sha256": model_digest(engine),
         "data_sha256": data_digest(data),
-        "key": f"{draws.key:032x}",
+        "key": f"{work.draws.key:032x}",
         "engine": str(getattr(engine, "explanation", type(engine).__name__)),
         "parameters": [s.name for s in sites],
-        "sites": [{"name": s.name, "shape": list(s.shape)} for s in kept_sites],
+        "sites": [{"name": s.name, "shape": list(s.shape)} for s in work.sites],
     }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Part:
-    """Rows (h, m) with their counts, or diagonals (n, m), of one batch."""
-
-    values: Array
-    counts: Any = None
-    norms: Any = None
-    kept: Any = None
-
-    @property
-    def n(self) -> int:
-        """Examples in the batch."""
-        if self.counts is not None:
-            return len(self.counts)
-        return len(self.values[0] if isinstance(self.values, tuple) else self.values)
-
-    def restrict(self, columns: Any) -> Part:
-        """Some columns only; norms are those of the selected parameters."""
-        values = self.values[:, columns]
-        norms = None
-        if self.counts is not None:
-            norms = frobenius_norms(values, np.concatenate([[0], np.cumsum(self.counts)]))
-        return Part(values=values, counts=self.counts, norms=norms, kept=self.kept)
-
-    def reduced(self, svd: ThinSVD | None, top: TopK | None) -> Part:
-        """Fewer rows an example, or the largest entries of the diagonals as (entries, columns)."""
-        if top is not None:
-            return replace(self, values=top.select(self.values))
-        if svd is None or self.counts is None:
-            return self
-        offsets = np.concatenate([[0], np.cumsum(self.counts)])
-        xp = array_namespace(self.values)
-        blocks = [svd.apply(self.values[int(a) : int(b)][None])[0] for a, b in pairwise(offsets)]
-        counts = np.array([int(block.shape[0]) for block in blocks], dtype=np.int64)
-        return replace(self, values=xp.concat(blocks, axis=0), counts=counts)
-
-
-class _RowSource:
-    """Computes the rows or diagonals of a batch: by kernel where there is one, else by engine."""
-
-    def __init__(
-        self,
-        engine: ModelEngine,
-        rule: LabelRule,
-        backend: BackendChoice,
-        device: Device,
-        projection: RandomProjection | FactoredProjection | None = None,
-        key: int = 0,
-    ) -> None:
-        # Any: some engines can do more than the protocol asks for.
-        self.engine: Any = engine
-        self.rule = rule
-        self.backend, self.device = backend, device
-        self.projection, self.key = projection, key
-        plain = isinstance(rule, ExactLabels) and rule.complete
-        by_kernel = isinstance(engine, DenseEngine) and engine.output.name in (
-            "categorical",
-            "gaussian",
-        )
-        self.dense = engine if by_kernel and plain and isinstance(engine, DenseEngine) else None
-
-    def low_rank(self, batch: Any, draws: Draws, targets: Array | None) -> Part:
-        """Rows of a batch."""
-        if self.projection is not None:
-            return self._projected(batch, draws, targets)
-        if self.dense is not None:
-            A = self._kernel(Kernel.DENSE_FISHER_ROWS, batch, reduced=True)
-            counts = np.full(int(A.shape[0]), int(A.shape[1]), dtype=np.int64)
-            kept = np.ones(len(counts))
-        else:
-            roots = self._roots(batch, draws, targets)
-            A = self.engine.rows(batch, roots.values)
-            counts, kept = roots.counts, np.asarray(roots.kept)
-        return self._flat(A, counts, kept)
-
-    def _projected(self, batch: Any, draws: Draws, targets: Array | None) -> Part:
-        roots = self._roots(batch, draws, targets)
-        projection, width = self.projection, 0 if self.projection is None else self.projection.dim
-        if hasattr(self.engine, "projected"):
-            A = self.engine.projected(batch, roots.values, projection, self.key)
-        elif isinstance(projection, RandomProjection):
-            rows = self.engine.rows(batch, roots.values)
-            xp = array_namespace(rows)
-            lead = (int(rows.shape[0]), int(rows.shape[1]))
-            A = xp.zeros((lead[0] * lead[1], width), dtype=rows.dtype)
-            projection.sketch(self.key).add(A, xp.reshape(rows, (lead[0] * lead[1], -1)), 0)
-            A = xp.reshape(A, (*lead, width))
-        else:
-            raise InvalidInputError(
-                "FactoredProjection was given for a model that is no torch.nn.Module; use "
-                f"RandomProjection({width})."
-            )
-        return self._flat(A, roots.counts, np.asarray(roots.kept))
-
-    def _flat(self, A: Array, counts: Any, kept: Any) -> Part:
-        flat = A.reshape((-1, A.shape[2]))
-        if (counts != A.shape[1]).any():
-            live = np.arange(int(A.shape[1]))[None, :] < counts[:, None]
-            flat = flat[np.flatnonzero(live.reshape(-1))]
-        norms = frobenius_norms(flat, np.concatenate([[0], np.cumsum(counts)]))
-        return Part(values=flat, counts=counts, norms=norms, kept=kept)
-
-    def diagonal(self, batch: Any, draws: Draws, targets: Array | None) -> Part:
-        """Diagonals of a batch."""
-        if self.dense is not None:
-            return Part(values=self._kernel(Kernel.DENSE_FISHER_DIAGONAL, batch))
-        roots = self._roots(batch, draws, targets)
-        if hasattr(self.engine, "diagonal"):
-            values = self.engine.diagonal(batch, roots.values)
-            return Part(values=values, kept=roots.kept)
-        A = self.engine.rows(batch, roots.values)
-        xp = array_namespace(A)
-        return Part(values=xp.sum(A * A, axis=1), kept=roots.kept)
-
-    def _roots(self, batch: Any, draws: Draws, targets: Array | None) -> LabelRoots:
-        z = self.engine.predict(batch)
-        return self.rule.roots(self.engine.output, z, draws, targets)
-
-    def _kernel(self, kernel: Kernel, batch: Array, **options: Any) -> Array:
-        engine = self.dense
-        if engine is None:
-            raise InvalidInputError("The dense kernels need a dense network.")
-        theta = engine.theta()
-        inputs = engine.checked(batch)
-        door = enter(theta, inputs, backend=self.backend, device=self.device, kernel=kernel)
-        scale = getattr(engine.output, "variance", 1.0)
-        values = door.backend[kernel](
-            *door.arrays,
-            sizes=engine.network.sizes,
-            activation=engine.network.activation,
-            output=engine.output.name,
-            **options,
-        )
-        if scale != 1.0:
-            values = values / (scale if kernel is not Kernel.DENSE_FISHER_ROWS else scale**0.5)
-        return door.out(values)
-
-
-def joined(
-    parts: Sequence[Part], sites: tuple[Site, ...], facts: dict[str, Any]
-) -> LowRankFishers | DiagonalFishers:
-    """The batches one after another."""
-    if isinstance(parts[0].values, tuple):
-        return _compressed(parts, sites, facts)
-    xp = array_namespace(parts[0].values)
-    values = parts[0].values if len(parts) == 1 else xp.concat([p.values for p in parts], axis=0)
-    if parts[0].kept is not None:
-        kept = np.concatenate([p.kept for p in parts])
-        facts = {**facts, "kept_mass_mean": float(kept.mean()), "kept_mass_min": float(kept.min())}
-    if parts[0].counts is None:
-        return DiagonalFishers(values=values, sites=sites, facts=facts)
-    counts = np.concatenate([p.counts for p in parts])
-    return LowRankFishers(
-        rows=values,
-        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        norms=np.concatenate([p.norms for p in parts]),
-        sites=sites,
-        facts=facts,
-    )
-
-
-def _compressed(
-    parts: Sequence[Part], sites: tuple[Site, ...], facts: dict[str, Any]
-) -> DiagonalFishers:
-    """The largest entries of each diagonal as compressed rows."""
-    from scipy.sparse import csr_array
-
-    entries, columns, share = (np.concatenate([p.values[i] for p in parts]) for i in range(3))
-    n, k = entries.shape
-    offsets = np.arange(n + 1, dtype=np.int64) * k
-    values = csr_array(
-        (entries.reshape(-1), columns.reshape(-1), offsets), shape=(n, sites[-1].stop)
-    )
-    captured = {"captured_norm_mean": float(share.mean()), "captured_norm_min": float(share.min())}
-    return DiagonalFishers(values=values, sites=sites, facts={**facts, **captured})
 
 
 def _default_batch(engine: ModelEngine) -> int:

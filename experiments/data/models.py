@@ -107,8 +107,8 @@ def smollm2_folder() -> Path:
 def _dequantise(out: OutputFolder) -> dict[str, Any]:
     wheel = archive("smollm2")
     try:
-        import accelerate  # noqa: F401
-        import gguf  # type: ignore[import-not-found]  # noqa: F401
+        import accelerate  # type: ignore[import-untyped,import-not-found]  # noqa: F401
+        import gguf  # type: ignore[import-untyped,import-not-found]  # noqa: F401
         import torch
         import transformers
     except ImportError as error:

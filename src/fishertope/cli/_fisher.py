@@ -105,8 +105,13 @@ def fisher(
     engine: _job.EngineOption = "auto",
     batch_size: _job.BatchOption = _job.BATCH_SIZE,
     shard_examples: Annotated[
-        int, typer.Option("--shard-examples", min=1, help="Examples in a file of the store.")
-    ] = 256,
+        int | None,
+        typer.Option(
+            "--shard-examples",
+            min=1,
+            help="Examples in a file of the store; by default 256, fewer for many columns.",
+        ),
+    ] = None,
     dtype: _job.DtypeOption = _job.Precision.FLOAT32,
     device: _job.DeviceOption = None,
     backend: BackendOption = "auto",
@@ -125,7 +130,7 @@ def fisher(
     --out fishers
     """
     from ..core.backend import thread_limit
-    from ..core.fisher import FisherStore, per_example_fishers
+    from ..core.fisher import per_example_fishers
     from ._long_runs import bar, ending_with, only_first
 
     rule = _job.label_rule(labels, draws, top, min_prob)
@@ -146,8 +151,6 @@ def fisher(
                 seed=seed, n_jobs=jobs, store=out, shard_examples=shard_examples, callback=callback,
                 **job.options,
             )  # fmt: skip
-    if not isinstance(store, FisherStore):
-        raise TypeError(f"a store was asked for and {type(store).__name__} came back")
     from ._inspect import show, store_facts
 
     found = store_facts(store)

@@ -244,12 +244,12 @@ def small_disk(tmp_path):
 
 @pytest.mark.parametrize("already", [0, 3])
 def test_b7_a_full_disk_ends_with_a_message_and_a_store_that_resumes(small_disk, tmp_path, already):
-    def fill():
-        return per_example_fishers(
-            network(), inputs(40), store=small_disk / "s", shard_examples=8, batch_size=8
-        )
+    def fill(folder=small_disk / "s"):
+        # A stream, so that its length is not known before.
+        stream = (inputs(40)[i : i + 8] for i in range(0, 40, 8))
+        return per_example_fishers(network(), stream, store=folder, shard_examples=8)
 
-    per_example_fishers(network(), inputs(40), store=tmp_path / "s", shard_examples=8, batch_size=8)
+    fill(tmp_path / "s")
     whole = contents(tmp_path / "s")
     shard = len(whole["shard-000000.safetensors"])
     filler = small_disk / "filler"
