@@ -105,10 +105,6 @@ class ModuleEngine:
         """The flat parameters (p,), a copy."""
         return torch.cat([p.reshape(-1) for p in self._parameters().values()])
 
-    def theta_parts(self) -> Iterator[torch.Tensor]:
-        """θ parameter by parameter, not copied."""
-        yield from self._parameters().values()
-
     def model_sha256(self) -> str:
         """SHA-256 of all parameters and buffers of the module, the frozen ones included."""
         digest = hashlib.sha256()
