@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Backend, Kernel, to_backend, to_numpy
+from ..backend import Backend, Kernel, get_backend, like, to_backend, to_numpy
 from ..errors import InvalidInputError
-from ..fisher.per_example import DiagonalFishers, is_sparse, sparse_parts
+from ..fisher.per_example import DiagonalFishers, is_sparse
 from ..status import Status
 from ..types import Array, Device, FloatArray
 from .history import Recorder
@@ -42,10 +42,14 @@ OVERSAMPLING = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DiagonalProblem:
-    """Normalised rows X (n, p), dense or sparse, in a backend; ‖X‖² and the ledger."""
+    """Normalised rows X (n, p), dense or sparse, in a backend; ‖X‖² and the ledger.
+
+    Sparse rows are kept as they came, with the factors (n, 1) that normalise them.
+    """
 
     dense: Array | None
     sparse: tuple[Array, Array, Array] | None
+    scale: Array | None
     shape: tuple[int, int]
     total: float
     backend: Backend
@@ -77,17 +81,21 @@ class DiagonalProblem:
         n, p = (int(s) for s in values.shape)
         dense: Array | None = None
         sparse: tuple[Array, Array, Array] | None = None
+        scale: Array | None = None
         if is_sparse(values):
-            entries, columns, offsets = sparse_parts(values)
-            if normalize:
-                squares = np.add.reduceat(
-                    np.append(np.square(entries, dtype=np.float64), 0.0), offsets[:-1]
-                ) * (np.diff(offsets) > 0)
-                scale = 1.0 / (np.sqrt(squares) + NORM_FLOOR)
-                entries = entries * np.repeat(scale, np.diff(offsets)).astype(entries.dtype)
-            total = float(np.square(entries, dtype=np.float64).sum())
-            moved = [to_backend(x, backend, device=device) for x in (entries, columns, offsets)]
+            values = values if values.has_sorted_indices else values.sorted_indices()
+            narrow = backend.info.namespace == get_backend("reference").info.namespace
+            columns = values.indices if narrow else values.indices.astype(np.int64)
+            parts = values.data, columns, values.indptr.astype(np.int64)
+            moved = [to_backend(x, backend, device=device) for x in parts]
             sparse = moved[0], moved[1], moved[2]
+            norms = fishers.norms()
+            # Rows are scaled in the products: X = diag(s)X₀ needs no second copy of the entries.
+            per_row = 1.0 / (norms + NORM_FLOOR) if normalize else np.ones(n)
+            total = float(((norms * per_row) ** 2).sum())
+            if normalize:
+                wide = per_row[:, None].astype(values.dtype)
+                scale = to_backend(wide, backend, device=device)
         else:
             dense = to_backend(values, backend, device=device)
             xp = backend.xp
@@ -99,7 +107,8 @@ class DiagonalProblem:
         total = checked_total(team.add(total), share.n)
         ledger = Ledger(columns=p, components=n_components, started=started)
         return cls(
-            dense=dense, sparse=sparse, shape=(n, p), total=total, backend=backend, ledger=ledger,
+            dense=dense, sparse=sparse, scale=scale, shape=(n, p), total=total,
+            backend=backend, ledger=ledger,
             share=share, team=team,
         )  # fmt: skip
 
@@ -123,7 +132,8 @@ class DiagonalProblem:
         self.ledger.add(self.shape[1] * Ht.shape[1])
         if self.sparse is None:
             return self.xp.matmul(self.dense, Ht)
-        return self.backend.raw(Kernel.SPARSE_PRODUCTS)(*self.sparse, Ht)
+        product = self.backend.raw(Kernel.SPARSE_PRODUCTS)(*self.sparse, Ht)
+        return product if self.scale is None else product * self.scale
 
     def pullback(self, W: Array) -> Array:
         """XᵀW (p, r) over all processes; one data product."""
@@ -131,6 +141,7 @@ class DiagonalProblem:
         if self.sparse is None:
             return self.team.sum(self.xp.matmul(self.dense.T, W))  # type: ignore[union-attr]
         pull = self.backend.raw(Kernel.SPARSE_PULLBACK)
+        W = W if self.scale is None else W * self.scale
         return self.team.sum(pull(*self.sparse, W, n_columns=self.shape[1]))
 
     def own(self, x: FloatArray) -> FloatArray:
@@ -190,11 +201,15 @@ def _hals_step(
     """Sweeps over W for fixed H, then over H for fixed W; the loss and W's residual before."""
     xp = problem.xp
     HHt = xp.matmul(Ht.T, Ht)
-    N = problem.products(Ht) - method.l1_coefficients
+    N = problem.products(Ht)
+    if method.l1_coefficients:
+        N = N - method.l1_coefficients
     residual = kkt_residual(W, N, HHt, problem.team)
     W = _lowered(problem, HHt, N, W, method.sweeps, method.sparseness_coefficients)
     V = problem.team.sum(xp.matmul(W.T, W))
-    C = problem.pullback(W) - method.l1_components
+    C = problem.pullback(W)
+    if method.l1_components:
+        C = C - method.l1_components
     Ht = _lowered(problem, V, C, Ht, method.sweeps, method.sparseness_components)
     return W, Ht, _loss(problem, method, W, Ht, V, C), residual
 
@@ -266,18 +281,18 @@ def nndsvd(problem: DiagonalProblem, r: int, rng: np.random.Generator) -> tuple[
     width = min(r + OVERSAMPLING, n, p)
     Q = problem.array(rng.standard_normal((p, width)))
     for _ in range(POWER_STEPS):
-        Q, _ = xp.linalg.qr(problem.pullback(_orthonormal(problem, Q)), mode="reduced")
+        Y = _orthonormal(problem.products(Q), xp, team)
+        del Q  # these are much of the memory
+        Q = _orthonormal(problem.pullback(Y), xp)
     # The singular pairs of the tall XQ from its small Gram, which processes can add up.
     Y = to_numpy(problem.products(Q)).astype(np.float64)
     values, turn = np.linalg.eigh(to_numpy(team.sum(Y.T @ Y)))
-    s = np.sqrt(np.maximum(values[::-1], 0.0))
-    V = turn[:, ::-1]
+    s, V = np.sqrt(np.maximum(values[::-1], 0.0)), turn[:, ::-1]
     floor = 1e-12 * max(float(s[0]), np.finfo(float).tiny)
     U = Y @ V / np.maximum(s, floor)
-    right = to_numpy(Q).astype(np.float64) @ V
-    W, Ht = np.zeros((problem.shape[0], r)), np.zeros((p, r))
-    for k in range(r):
-        u, v = U[:, k], right[:, k]
+    W, Ht = np.zeros((problem.shape[0], r)), np.zeros((p, r), dtype=to_numpy(problem.like).dtype)
+    for k in range(min(r, len(s))):
+        u, v = U[:, k], to_numpy(xp.matmul(Q, problem.array(V[:, k : k + 1])))[:, 0]
         parts = [(np.maximum(g * u, 0), np.maximum(g * v, 0)) for g in (1, -1)]
         tall = [team.add(float(a @ a)) ** 0.5 for a, _ in parts]
         sizes = [t * float(np.linalg.norm(b)) for t, (_, b) in zip(tall, parts, strict=True)]
@@ -291,12 +306,14 @@ def nndsvd(problem: DiagonalProblem, r: int, rng: np.random.Generator) -> tuple[
     return problem.array(W), problem.array(Ht)
 
 
-def _orthonormal(problem: DiagonalProblem, Q: Array) -> Array:
-    """An orthonormal basis (n, d) of the columns of XQ; its rows are those of this process."""
-    xp, Y = problem.xp, problem.products(Q)
-    if problem.team.world == 1:
-        return xp.linalg.qr(Y, mode="reduced")[0]
-    gram = to_numpy(problem.team.sum(xp.astype(xp.matmul(Y.T, Y), xp.float64)))
+def _orthonormal(Y: Array, xp: Any, team: Team = ALONE) -> Array:
+    """An orthonormal basis (n, d) of the columns of Y, whose rows may be shared by processes.
+
+    From the small Gram of Y: good enough between power steps, and without the copies of QR.
+    """
+    gram = to_numpy(team.sum(xp.astype(xp.matmul(Y.T, Y), xp.float64)))
     values, turn = np.linalg.eigh(gram)
-    live = values > 1e-14 * values[-1]
-    return xp.matmul(Y, problem.array(turn[:, live] / np.sqrt(values[live])))
+    live = values > 1e-12 * values[-1]
+    dtype = to_numpy(Y[:0]).dtype
+    mix = (turn[:, live] / np.sqrt(values[live])).astype(dtype)
+    return xp.matmul(Y, like(mix, Y))

@@ -13,6 +13,7 @@ from ..backend import BackendChoice, to_numpy
 from ..display import Shown
 from ..errors import CorruptFileError, InvalidInputError
 from ..fisher.per_example import DiagonalFishers, LowRankFishers
+from ..fisher.store import FisherStore
 from ..model.sites import Site
 from ..status import Status
 from ..storage.arrays import load_arrays, save_arrays
@@ -127,7 +128,7 @@ class Factorization(Shown):
 
     def transform(
         self,
-        fishers: LowRankFishers | DiagonalFishers,
+        fishers: LowRankFishers | DiagonalFishers | FisherStore,
         *,
         backend: BackendChoice = "auto",
         device: Device = None,
@@ -137,7 +138,7 @@ class Factorization(Shown):
 
         Parameters
         ----------
-        fishers : LowRankFishers or DiagonalFishers
+        fishers : LowRankFishers, DiagonalFishers or FisherStore
             Of the fitted kind, with the same columns; normalised as the fitted ones were.
         tol : float
             The coordinate descent that finds the positive coefficients stops when none of an
@@ -150,6 +151,10 @@ class Factorization(Shown):
             Zero for examples whose Fisher is zero. One data product.
         """
         diagonal = isinstance(self.method, DiagonalNPEFF)
+        if isinstance(fishers, FisherStore):
+            options: dict[str, Any] = {"backend": backend, "device": device, "tol": tol}
+            parts = [to_numpy(self.transform(block, **options)) for block in fishers.blocks()]
+            return np.concatenate(parts) if parts else np.zeros((0, self.n_components))
         if isinstance(fishers, DiagonalFishers) is not diagonal:
             kind = "DiagonalFishers" if diagonal else "LowRankFishers"
             raise InvalidInputError(f"{fishers} were given; this factorization takes {kind}.")
@@ -285,12 +290,13 @@ def gauge_fixed(W: NumpyArray, G: NumpyArray, *, power: int = 2) -> tuple[NumpyA
     (W_k/s, s h_k)); this fixes the choice. Components with g_k = 0 come last, with zero
     coefficients.
     """
-    norms = np.linalg.norm(G.astype(np.float64), axis=1)
+    norms = np.array([np.linalg.norm(g.astype(np.float64)) for g in G])
     live = norms > 0
     scale = np.where(live, norms, 1.0)
     W = W.astype(np.float64) * np.where(live, norms**power, 0.0)
-    G = G / scale[:, None].astype(G.dtype)
-    largest = np.take_along_axis(G, np.abs(G).argmax(axis=1)[:, None], axis=1)
-    G = G * np.where(largest < 0, -1, 1).astype(G.dtype)
     order = np.argsort(-W.sum(axis=0), kind="stable")
-    return np.ascontiguousarray(W[:, order].astype(G.dtype)), np.ascontiguousarray(G[order])
+    out = np.empty_like(G, order="C")
+    for new, old in enumerate(order):  # a row at a time: components may be much of the memory
+        g = G[old] / G.dtype.type(scale[old])
+        out[new] = -g if g[np.abs(g).argmax()] < 0 else g
+    return np.ascontiguousarray(W[:, order].astype(G.dtype)), out

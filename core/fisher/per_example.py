@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -252,8 +253,7 @@ class DiagonalFishers(Shown):
     def norms(self) -> FloatArray:
         """‖f_i‖₂ (n,) in float64."""
         if is_sparse(self.values):
-            squares = self.values.multiply(self.values)
-            return np.asarray(np.sqrt(squares.sum(axis=1, dtype=np.float64))).reshape(-1)
+            return np.sqrt(_row_squares(self.values))
         return np.asarray(np.linalg.norm(to_numpy(self.values).astype(np.float64), axis=1))
 
     def traces(self) -> FloatArray:
@@ -279,6 +279,18 @@ def sparse_parts(x: Any) -> tuple[FloatArray, IntArray, IntArray]:
 TINY = 1e-24
 # Float64 copies of rows are made at most this many bytes at a time.
 CHUNK_BYTES = 16 << 20
+
+
+def _row_squares(x: Any) -> FloatArray:
+    """Σ_j x_ij² (n,) in float64 of compressed rows, a bounded number of entries at a time."""
+    offsets = x.indptr.astype(np.int64)
+    out = np.zeros(len(offsets) - 1)
+    edges = np.searchsorted(offsets, np.arange(0, int(offsets[-1]), CHUNK_BYTES // 8), "left")
+    bounds = np.unique(np.concatenate([[0], edges, [len(out)]]))
+    for first, stop in pairwise(bounds.tolist()):
+        part = np.square(x.data[offsets[first] : offsets[stop]], dtype=np.float64)
+        out[first:stop] = segment_sum(part, offsets[first : stop + 1] - offsets[first])
+    return out
 
 
 def segment_sum(values: FloatArray, offsets: IntArray) -> FloatArray:
