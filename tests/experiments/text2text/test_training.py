@@ -122,6 +122,30 @@ def test_killed_and_resumed_is_the_uninterrupted_run(tmp_path):
         assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
+def test_two_processes_train_the_model_of_one(tmp_path):
+    from fishertope.core.storage import load_arrays
+
+    script, environment = HERE / "train_script.py", {**os.environ, "OMP_NUM_THREADS": "1"}
+    for name, launcher in {
+        "one": [], "two": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    }.items():  # fmt: skip
+        subprocess.run([sys.executable, *launcher, script, tmp_path / name, "0"],
+                       env=environment, check=True, timeout=300)  # fmt: skip
+    one, two = (
+        load_arrays(next((tmp_path / n).glob("checkpoint-*")), kind="training checkpoint")[0]
+        for n in ("one", "two")
+    )
+    for name, value in one.items():
+        if name.startswith("parameter."):
+            np.testing.assert_allclose(two[name], value, atol=1e-5, err_msg=name)
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / n / "log.jsonl").read_text().splitlines()]
+        for n in ("one", "two")
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
 def test_another_run_or_a_damaged_checkpoint_is_refused(tmp_path):
     train(small(), stream(), plan(), folder=tmp_path)
     with pytest.raises(ResultsExistError, match="holds another training run"):
