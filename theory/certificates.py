@@ -22,6 +22,8 @@ from .networks import ShallowNetwork, as_shallow
 
 _TIGHT = 1e-8
 _CROWD = 12
+# A loss below this share of that of no network is rounding.
+_NOTHING = 1e-14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +195,8 @@ def _local(
     r = loss.slope(f, y)
     if loss.name == "hinge" and (np.abs(1 - y * f) <= 1e-7).any():
         return Claim(name=name, holds=None, detail="examples lie on the hinge's kink")
+    if lam == 0 and loss.value(f, y) <= _NOTHING * loss.value(np.zeros(len(y)), y):
+        return Claim(name=name, holds=True, detail="the loss is 0 up to rounding", miss=0.0)
     scale = float(np.linalg.norm(x, axis=1).max()) * (
         float(np.linalg.norm(r)) + 1e-12 * float(np.linalg.norm(y))
     ) + max(lam, 1e-300)
@@ -298,7 +302,7 @@ def _global(
     name = "global optimum"
     scale = loss.value(np.zeros(len(y)), y) or 1.0
     if lam == 0:
-        if objective <= 1e-14 * scale:
+        if objective <= _NOTHING * scale:
             return Claim(name=name, holds=True, detail="the loss is 0 up to rounding", miss=0.0)
         detail = "without weight decay only a zero loss proves it; brute_force decides small cases"
         return Claim(name=name, holds=None, detail=detail)

@@ -92,6 +92,39 @@ def _least(values):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def _cell(columns, level, c, subset, a, right, z, multipliers, permutation, products, signs):  # type: ignore[no-untyped-def]
+    """Signs of one cell and its clearance; the other arrays are workspace."""
+    n = columns.shape[1]
+    r = subset.shape[0]
+    for i in range(r):
+        row = subset[i]
+        for j in range(r):
+            a[i, j] = columns[level + 1 + j, row]
+        right[i] = -c * columns[level, row]
+    pivot = _solve_both(a, right, r, z, multipliers, permutation) if r > 0 else 1.0
+    if pivot == 0.0:
+        for i in range(n):
+            signs[i] = 1
+        return 0.0
+    length, weight, least = 1.0, 0.0, np.inf
+    for j in range(r):
+        length += z[j] * z[j]
+        weight += multipliers[j] * multipliers[j]
+        least = min(least, abs(multipliers[j]))
+    _signs_of_cell(columns, level, c, z, r, products, signs)
+    length = np.sqrt(length)
+    for i in range(r):
+        products[subset[i]] = length
+        signs[subset[i]] = 1 if multipliers[i] > 0 else -1
+    signs[n - 1] = 1
+    products[n - 1] = length
+    gap = _least(products) / length
+    if r > 0:
+        gap = min(gap, least / np.sqrt(weight))
+    return gap * pivot
+
+
+@njit(cache=True, nogil=True)
 def sweep_cells(columns, level, first, patterns, clearance):  # type: ignore[no-untyped-def]
     """Fill ``patterns`` (count, n) and ``clearance`` (count,) from the subset ``first`` onwards.
 
@@ -107,34 +140,10 @@ def sweep_cells(columns, level, first, patterns, clearance):  # type: ignore[no-
     products = np.empty(n)
     others = n - 1
     for cell in range(count):
-        for i in range(r):
-            row = subset[i]
-            for j in range(r):
-                a[i, j] = columns[level + 1 + j, row]
-            right[i] = -c * columns[level, row]
-        pivot = _solve_both(a, right, r, z, multipliers, permutation) if r > 0 else 1.0
-        signs = patterns[cell]
-        if pivot == 0.0:
-            for i in range(n):
-                signs[i] = 1
-            clearance[cell] = 0.0
-        else:
-            length, weight, least = 1.0, 0.0, np.inf
-            for j in range(r):
-                length += z[j] * z[j]
-                weight += multipliers[j] * multipliers[j]
-                least = min(least, abs(multipliers[j]))
-            _signs_of_cell(columns, level, c, z, r, products, signs)
-            length = np.sqrt(length)
-            for i in range(r):
-                products[subset[i]] = length
-                signs[subset[i]] = 1 if multipliers[i] > 0 else -1
-            signs[others] = 1
-            products[others] = length
-            gap = _least(products) / length
-            if r > 0:
-                gap = min(gap, least / np.sqrt(weight))
-            clearance[cell] = gap * pivot
+        clearance[cell] = _cell(
+            columns, level, c, subset, a, right, z, multipliers, permutation, products,
+            patterns[cell],
+        )  # fmt: skip
         # The next subset of the first n − 1 rows in lexicographic order.
         i = r - 1
         while i >= 0 and subset[i] == others - r + i:
@@ -143,3 +152,20 @@ def sweep_cells(columns, level, first, patterns, clearance):  # type: ignore[no-
             subset[i] += 1
             for j in range(i + 1, r):
                 subset[j] = subset[j - 1] + 1
+
+
+@njit(cache=True, nogil=True)
+def chosen_cells(columns, level, subsets, patterns, clearance):  # type: ignore[no-untyped-def]
+    """The cells of the given subsets (count, r), each ascending."""
+    d, n = columns.shape
+    count, r = patterns.shape[0], d - 1 - level
+    c = 1.0 if level == 0 else -1.0
+    a = np.empty((r, r))
+    right, z, multipliers = np.empty(r), np.empty(r), np.empty(r)
+    permutation = np.empty(r, dtype=np.int64)
+    products = np.empty(n)
+    for cell in range(count):
+        clearance[cell] = _cell(
+            columns, level, c, subsets[cell], a, right, z, multipliers, permutation, products,
+            patterns[cell],
+        )  # fmt: skip

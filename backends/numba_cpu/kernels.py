@@ -32,7 +32,7 @@ from ._fisher_kernels import (
 from ._sparse_kernels import columns_times, rows_times
 from ._split import split
 from ._split_cells_kernels import split_cells
-from ._sweep_kernels import sweep_cells
+from ._sweep_kernels import chosen_cells, sweep_cells
 from ._vertex_program_kernels import solve_neighbours, solve_programs
 from ._zonotope_kernels import positive_sums, write_signs
 from .merging import merge_diagonal, merge_linear
@@ -364,6 +364,23 @@ def sweep_chambers(
     return patterns, clearance.astype(rotated.dtype, copy=False)
 
 
+def chambers_at(
+    rotated: FloatArray, subsets: IntArray, *, level: int
+) -> tuple[NumpyArray, FloatArray]:
+    """Patterns (k, n) int8 and clearances (k,) of the cells of the given subsets."""
+    columns = np.ascontiguousarray(rotated.T, dtype=np.float64)
+    chosen = np.ascontiguousarray(subsets, dtype=np.int64)
+    count, n = len(chosen), len(rotated)
+    patterns, clearance = np.empty((count, n), dtype=np.int8), np.empty(count)
+
+    def part(begin: int, end: int) -> None:
+        at = slice(begin, end)
+        chosen_cells(columns, level, chosen[at], patterns[at], clearance[at])
+
+    split(part, count, work=patterns.size * rotated.shape[1])
+    return patterns, clearance.astype(rotated.dtype, copy=False)
+
+
 def split_chambers(
     rows: FloatArray, row: FloatArray, signs: FloatArray, witnesses: FloatArray
 ) -> tuple[NumpyArray, FloatArray]:
@@ -455,6 +472,7 @@ KERNELS: dict[Kernel, Callable[..., Any]] = {
     Kernel.ZONOTOPE_SUPPORT: zonotope_support,
     Kernel.SIGN_PATTERNS: sign_patterns,
     Kernel.SWEEP_CHAMBERS: sweep_chambers,
+    Kernel.CHAMBERS_AT: chambers_at,
     Kernel.SPLIT_CHAMBERS: split_chambers,
     Kernel.VERTEX_PROGRAMS: vertex_programs,
     Kernel.NEIGHBOUR_PROGRAMS: neighbour_programs,

@@ -270,14 +270,23 @@ def sweep_chambers(
     rotated: FloatArray, *, level: int, start: int, count: int
 ) -> tuple[NumpyArray, FloatArray]:
     """Patterns (count, n) int8 and clearances (count,) of consecutive cells of one level."""
+    n, d = rotated.shape
+    r = d - 1 - level
+    subsets = [subset_of_rank(start + cell, n - 1, r) for cell in range(count)]
+    return chambers_at(rotated, np.array(subsets, np.int64).reshape(count, r), level=level)
+
+
+def chambers_at(
+    rotated: FloatArray, subsets: IntArray, *, level: int
+) -> tuple[NumpyArray, FloatArray]:
+    """Patterns (k, n) int8 and clearances (k,) of the cells of the given subsets."""
     y = rotated.astype(np.float64)
     n, d = y.shape
     r = d - 1 - level
     c = 1.0 if level == 0 else -1.0
-    patterns = np.ones((count, n), dtype=np.int8)
-    clearance = np.zeros(count)
-    for cell in range(count):
-        s = subset_of_rank(start + cell, n - 1, r)
+    patterns = np.ones((len(subsets), n), dtype=np.int8)
+    clearance = np.zeros(len(subsets))
+    for cell, s in enumerate(subsets):
         a = y[s, level + 1 :]
         pivot = _relative_pivot(a)
         if pivot == 0.0:
@@ -363,6 +372,7 @@ KERNELS: dict[Kernel, Callable[..., Any]] = {
     Kernel.ZONOTOPE_SUPPORT: zonotope_support,
     Kernel.SIGN_PATTERNS: sign_patterns,
     Kernel.SWEEP_CHAMBERS: sweep_chambers,
+    Kernel.CHAMBERS_AT: chambers_at,
     Kernel.SPLIT_CHAMBERS: split_chambers,
     Kernel.VERTEX_PROGRAMS: vertex_programs,
     Kernel.NEIGHBOUR_PROGRAMS: neighbour_programs,

@@ -11,7 +11,7 @@ INFO = BackendInfo(
     devices=("cpu", "cuda"),
     priority=100,
     kernels=frozenset(Kernel)
-    - {Kernel.VERTEX_PROGRAMS, Kernel.SPLIT_CHAMBERS, Kernel.NEIGHBOUR_PROGRAMS},
+    - {Kernel.CHAMBERS_AT, Kernel.SPLIT_CHAMBERS, Kernel.NEIGHBOUR_PROGRAMS},
     fallback="reference",
     extra="torch",
 )

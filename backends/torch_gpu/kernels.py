@@ -17,6 +17,7 @@ from ...core.backend import Kernel
 from ...core.backend.layout import DenseLayer, dense_layout
 from ...core.model import Categorical, Gaussian
 from ._sweep import sweep_chambers
+from ._vertex_programs import vertex_programs
 from .merging import merge_diagonal, merge_linear
 
 # Entries of the largest temporary of the mean diagonal: 32 MB in float64.
@@ -244,4 +245,5 @@ KERNELS: dict[Kernel, Callable[..., Any]] = {
     Kernel.ZONOTOPE_SUPPORT: zonotope_support,
     Kernel.SIGN_PATTERNS: sign_patterns,
     Kernel.SWEEP_CHAMBERS: sweep_chambers,
+    Kernel.VERTEX_PROGRAMS: vertex_programs,
 }

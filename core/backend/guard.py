@@ -122,7 +122,7 @@ def check_offsets(where: str, offsets: Any, sizes: dict[str, tuple[int, str]]) -
 
 def check_indices(where: str, indices: Any, end: int) -> None:
     """Indices lie in [0, end)."""
-    if indices.shape[0] and (int(indices.min()) < 0 or int(indices.max()) >= end):
+    if 0 not in indices.shape and (int(indices.min()) < 0 or int(indices.max()) >= end):
         raise InvalidInputError(
             f"{where}: indices from {int(indices.min())} to {int(indices.max())} were given; "
             f"0 to {end - 1} are accepted."

@@ -26,6 +26,7 @@ class Kernel(StrEnum):
     ZONOTOPE_SUPPORT = "zonotope_support"
     SIGN_PATTERNS = "sign_patterns"
     SWEEP_CHAMBERS = "sweep_chambers"
+    CHAMBERS_AT = "chambers_at"
     SPLIT_CHAMBERS = "split_chambers"
     VERTEX_PROGRAMS = "vertex_programs"
     NEIGHBOUR_PROGRAMS = "neighbour_programs"
@@ -253,6 +254,16 @@ SPECS: dict[Kernel, KernelSpec] = {
         options=("level", "start", "count"),
         required=("level", "start", "count"),
         returns=("c n", "c"),
+        nonempty=("n",),
+        source="fishertope: Zaslavsky's count made constructive",
+    ),
+    Kernel.CHAMBERS_AT: KernelSpec(
+        interface="zonotope",
+        formula="as sweep_chambers, for k given subsets of the first n−1 rows, each ascending",
+        arguments=(Argument("rotated", "n d"), Argument("subsets", "k r", integer=True, below="n")),
+        options=("level",),
+        required=("level",),
+        returns=("k n", "k"),
         nonempty=("n",),
         source="fishertope: Zaslavsky's count made constructive",
     ),

@@ -91,6 +91,10 @@ _ACCEPTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "start": ("a whole number >= 0", lambda v: _is_count(v, 0)),
     "count": ("a whole number >= 0", lambda v: _is_count(v, 0)),
     "sweeps": ("a whole number >= 0", lambda v: _is_count(v, 0)),
+    "incumbent": (
+        "a number, infinite for none",
+        lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and v == v,
+    ),
     "tol": (
         "a number >= 0",
         lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and v >= 0,

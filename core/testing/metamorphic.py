@@ -214,6 +214,14 @@ def _programs(run: Run, problem: Problem) -> Iterator[Pair]:
     yield "signs and targets turned", turned, weights
 
 
+def _chambers_at(run: Run, problem: Problem) -> Iterator[Pair]:
+    rows, subsets = problem.arrays
+    patterns, clearance = run(problem.kernel, rows, subsets, **problem.options)
+    turned, same = run(problem.kernel, rows, subsets[::-1].copy(), **problem.options)
+    yield "another order: patterns", turned[::-1], patterns
+    yield "another order: clearances", same[::-1], clearance
+
+
 def _split(run: Run, problem: Problem) -> Iterator[Pair]:
     rows, row, signs, witnesses = problem.arrays
     answers, found = run(problem.kernel, rows, row, signs, witnesses)
@@ -251,6 +259,7 @@ _RELATIONS: dict[Kernel, Callable[[Run, Problem], Iterator[Pair]]] = {
     Kernel.ZONOTOPE_SUPPORT: _support,
     Kernel.SIGN_PATTERNS: _signs,
     Kernel.SWEEP_CHAMBERS: _sweep,
+    Kernel.CHAMBERS_AT: _chambers_at,
     Kernel.SPLIT_CHAMBERS: _split,
     Kernel.VERTEX_PROGRAMS: _programs,
     Kernel.NEIGHBOUR_PROGRAMS: _neighbours,

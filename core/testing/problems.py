@@ -220,6 +220,17 @@ def _sweep(rng: np.random.Generator) -> Iterator[_Made]:
                 yield f"{name}, a part", (rows,), {**options, "start": 1, "count": count - 2}
 
 
+def _chambers_at(rng: np.random.Generator) -> Iterator[_Made]:
+    for n, d, k in ((7, 3, 5), (5, 2, 4), (30, 4, 60), (4, 1, 2), (8, 3, 0)):
+        rows = rng.normal(size=(n, d))
+        rows[-1, 1:], rows[-1, 0] = 0.0, 1.0
+        for level in range(d):
+            r = d - 1 - level
+            drawn = [np.sort(rng.choice(n - 1, r, replace=False)) for _ in range(k)]
+            subsets = np.array(drawn, dtype=np.int64).reshape(k, r)
+            yield f"n={n} d={d} level={level}", (rows, subsets), {"level": level}
+
+
 def _split(rng: np.random.Generator) -> Iterator[_Made]:
     for k, d, b in ((8, 3, 6), (3, 4, 5), (1, 1, 2), (12, 2, 0), (20, 5, 40)):
         rows, witnesses = rng.normal(size=(k + 1, d)), rng.normal(size=(b, d))
@@ -272,6 +283,7 @@ _MAKERS: dict[Kernel, Callable[[np.random.Generator], Iterator[_Made]]] = {
     Kernel.ZONOTOPE_SUPPORT: _zonotope,
     Kernel.SIGN_PATTERNS: _signs,
     Kernel.SWEEP_CHAMBERS: _sweep,
+    Kernel.CHAMBERS_AT: _chambers_at,
     Kernel.SPLIT_CHAMBERS: _split,
     Kernel.VERTEX_PROGRAMS: _programs,
     Kernel.NEIGHBOUR_PROGRAMS: _neighbours,

@@ -56,6 +56,8 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ("sign_patterns", "float32"): Tolerance(0.0, _EXACT),
     ("sweep_chambers", "float64"): Tolerance(1e-9, "solves of small systems; signs are exact"),
     ("sweep_chambers", "float32"): Tolerance(1e-5, "the clearance is rounded; signs are exact"),
+    ("chambers_at", "float64"): Tolerance(1e-9, "as sweep_chambers"),
+    ("chambers_at", "float32"): Tolerance(1e-5, "as sweep_chambers"),
     ("split_chambers", "float64"): Tolerance(1e-9, "small least squares; answers are exact"),
     ("split_chambers", "float32"): Tolerance(1e-5, "witnesses are rounded; answers are exact"),
     ("vertex_programs", "float64"): Tolerance(1e-6, "condition of H (< 1e6) times its roundings"),

@@ -13,7 +13,13 @@ from .pattern import (
     vertex_of_pattern as vertex_of_pattern,
 )
 from .position import GeneralPosition as GeneralPosition, general_position as general_position
+from .reverse_search import reverse_search as reverse_search
 from .skeleton import vertex_graph as vertex_graph, walls as walls
+from .stream import (
+    load_vertices as load_vertices,
+    map_vertices as map_vertices,
+    save_vertices as save_vertices,
+)
 from .sweep import Sweep as Sweep
 from .tree import tree_blocks as tree_blocks, tree_patterns as tree_patterns
 from .zonotope import Containment as Containment, Zonotope as Zonotope

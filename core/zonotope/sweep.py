@@ -141,6 +141,38 @@ class Sweep:
             "position. Use method='tree', which takes any rows."
         )
 
+    def draw(self, size: int, rng: np.random.Generator) -> NumpyArray:
+        """Patterns int8 (size, n) of vertices drawn uniformly, each draw independent; exact.
+
+        A level with probability proportional to its number of cells, a uniform subset, a sign.
+
+        Raises
+        ------
+        DegenerateArrangement
+            As from :meth:`blocks`.
+        """
+        n, d = self.rotated.shape
+        out = np.empty((size, n), dtype=np.int8)
+        ends = list(accumulate(level_sizes(n, d)))
+        if ends[-1] <= np.iinfo(np.int64).max:
+            levels = np.searchsorted(np.array(ends), rng.integers(ends[-1], size=size), "right")
+        else:  # Python integers: the number of vertices need not fit 64 bits
+            drawn = [below(rng, ends[-1]) for _ in range(size)]
+            levels = np.array([next(k for k, e in enumerate(ends) if v < e) for v in drawn])
+        kernel = self.backend.raw(Kernel.CHAMBERS_AT)
+        for level in range(d):
+            where = np.flatnonzero(levels == level)
+            if len(where) == 0:
+                continue
+            subsets = _subsets(rng, len(where), n - 1, d - 1 - level)
+            patterns, clearance = kernel(self.rotated, subsets, level=level)
+            bad = int(np.argmin(clearance))
+            if not clearance[bad] > _LEAST_CLEARANCE:
+                raise DegenerateArrangement(self._complaint(level, subsets[bad]))
+            out[where] = patterns
+        out *= rng.choice(np.array([-1, 1], dtype=np.int8), size=size)[:, None]
+        return out
+
     def unrank(self, number: int) -> NumpyArray:
         """The pattern int8 (n,) of vertex ``number``."""
         block = next(self.blocks(number, number + 1), None)
@@ -197,6 +229,28 @@ class Sweep:
             return None
         slack = y[:, level + 1 :] @ answer.x + c * y[:, level]
         return np.sort(np.argsort(slack, kind="stable")[:r]).astype(np.int64)
+
+
+def _subsets(rng: np.random.Generator, count: int, n: int, r: int) -> NumpyArray:
+    """Uniform r-subsets of range(n), ascending (count, r); draws with equal entries are redrawn."""
+    if 2 * r * r > n:  # then that would take long
+        every = np.argsort(rng.random((count, n)), axis=1)[:, :r]
+        return np.sort(every, axis=1).astype(np.int64)
+    out = np.sort(rng.integers(n, size=(count, r)), axis=1)
+    while True:
+        again = np.flatnonzero((np.diff(out, axis=1) == 0).any(axis=1))
+        if len(again) == 0:
+            return out
+        out[again] = np.sort(rng.integers(n, size=(len(again), r)), axis=1)
+
+
+def below(rng: np.random.Generator, bound: int) -> int:
+    """A uniform integer in [0, bound), of any size, by rejection."""
+    bits = bound.bit_length()
+    while True:
+        value = int.from_bytes(rng.bytes(-(-bits // 8)), "little") >> (-bits % 8)
+        if value < bound:
+            return value
 
 
 def _gap(rows: FloatArray, chosen: list[int]) -> float:

@@ -108,7 +108,7 @@ class _Tree:
     @classmethod
     def over(cls, x: FloatArray, backend: BackendChoice) -> _Tree:
         scaled, columns = equilibrate(x)
-        chosen, where, turned = _directions(scaled)
+        chosen, where, turned = parallel_classes(scaled)
         unit = scaled[chosen]
         unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
         run = select_backend(unit, backend=backend, kernel=Kernel.SPLIT_CHAMBERS)
@@ -188,7 +188,7 @@ class _Tree:
             verdict[at], points[at] = 1, u / np.linalg.norm(u)
 
 
-def _directions(scaled: FloatArray) -> tuple[NumpyArray, NumpyArray, NumpyArray]:
+def parallel_classes(scaled: FloatArray) -> tuple[NumpyArray, NumpyArray, NumpyArray]:
     """First row of each line through 0, and for every row its line and ±1; exact."""
     seen: dict[tuple[int, ...], int] = {}
     chosen: list[int] = []

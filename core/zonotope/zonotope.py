@@ -17,11 +17,12 @@ from ..types import Array, FloatArray, IntArray, NumpyArray, Seed
 from .counting import n_vertices
 from .pattern import check_generators, check_signs, vertex_of_pattern
 from .position import GeneralPosition, general_position
+from .reverse_search import reverse_search
 from .skeleton import vertex_graph, walls
 from .sweep import Sweep
 from .tree import tree_blocks
 
-METHODS = ("auto", "sweep", "tree")
+METHODS = ("auto", "sweep", "tree", "reverse")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -100,10 +101,10 @@ class Zonotope:
 
         Parameters
         ----------
-        method : {"auto", "sweep", "tree"}
-            "sweep" needs general position, "tree" takes any rows. "auto" sweeps if the rows are
-            not known to be degenerate; a degenerate cell met on the way is an error, never a
-            wrong count.
+        method : {"auto", "sweep", "tree", "reverse"}
+            "sweep" needs general position, "tree" takes any rows, "reverse" is the slow reference
+            (Avis & Fukuda). "auto" sweeps if the rows are not known to be degenerate; a degenerate
+            cell met on the way is an error, never a wrong count.
         start, stop : int
             Numbers of the vertices wanted. The sweep goes there at once, the tree counts up.
         backend : str or Backend
@@ -121,7 +122,12 @@ class Zonotope:
             yield from Sweep.over(self.generators, backend=backend).blocks(start, stop)
             return
         number = 0
-        for block in tree_blocks(self.generators, backend=backend):
+        every = (
+            tree_blocks(self.generators, backend=backend)
+            if method == "tree"
+            else (s[None] for s in reverse_search(self.generators))
+        )
+        for block in every:
             part = block[max(0, start - number) : None if stop is None else max(0, stop - number)]
             if len(part):
                 yield part
@@ -191,7 +197,7 @@ class Zonotope:
         seed : int or numpy.random.Generator
         """
         rng = np.random.default_rng(seed)
-        n, d = self.generators.shape
+        d = self.generators.shape[1]
         if how == "gaussian":
             lengths = np.linalg.norm(self.generators, axis=1, keepdims=True)
             products = rng.normal(size=(size, d)) @ (self.generators / lengths).T
@@ -203,12 +209,7 @@ class Zonotope:
                 f"{self.general_position.message} Uniform sampling needs general position; use "
                 "how='gaussian', or choose among the patterns of method='tree'."
             )
-        sweep = Sweep.over(self.generators)
-        # Python integers: the number of vertices need not fit 64 bits.
-        numbers = [_below(rng, sweep.n_vertices) for _ in range(size)]
-        if not numbers:
-            return np.empty((0, n), dtype=np.int8)
-        return np.array([sweep.unrank(k) for k in numbers], dtype=np.int8)
+        return Sweep.over(self.generators).draw(size, rng)
 
     def rank(self, signs: Array) -> int:
         """The number of a vertex in the order of the sweep."""
@@ -244,14 +245,3 @@ class Zonotope:
         if block:
             total += float(np.abs(np.linalg.det(self.generators[np.array(block)])).sum())
         return total
-
-
-def _below(rng: np.random.Generator, bound: int) -> int:
-    """A uniform integer in [0, bound), of any size, by rejection."""
-    if bound <= np.iinfo(np.int64).max:
-        return int(rng.integers(bound))
-    bits = bound.bit_length()
-    while True:
-        value = int.from_bytes(rng.bytes(-(-bits // 8)), "little") >> (-bits % 8)
-        if value < bound:
-            return value

@@ -9,6 +9,10 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ._exact_relu import (
+    ExactReLUClassifier as ExactReLUClassifier,
+    ExactReLURegressor as ExactReLURegressor,
+)
 from .core.backend import thread_limit
 from .core.errors import InvalidInputError
 from .core.factorization import DiagonalNPEFF, Factorization, LowRankNPEFF, factorize

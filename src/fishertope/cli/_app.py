@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from . import _backends, _demo, _estimate, _experiment, _fisher, _inspect, _merge, _text, _verify
+from . import (
+    _backends,
+    _demo,
+    _estimate,
+    _experiment,
+    _fisher,
+    _inspect,
+    _merge,
+    _relu,
+    _text,
+    _verify,
+)
 
 app = typer.Typer(
     name="fishertope",
@@ -45,3 +56,4 @@ app.command("merge")(_merge.merge)
 app.command("verify")(_verify.verify)
 app.add_typer(_experiment.group, name="experiment")
 app.add_typer(_text.group, name="text")
+app.add_typer(_relu.app)
