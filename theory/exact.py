@@ -38,6 +38,14 @@ class ExactProgram:
     weights: tuple[tuple[Fraction, ...], ...]
     working_set: tuple[tuple[int, int], ...]
     reason: str
+    multipliers: tuple[Fraction, ...] = ()
+
+    def float_multipliers(self, problem: ReluProblem) -> FloatArray:
+        """μ (m, n) as float64."""
+        out = np.zeros((len(problem.signs), len(problem.inputs)))
+        for (j, i), value in zip(self.working_set, self.multipliers, strict=True):
+            out[j, i] = float(value)
+        return out
 
 
 def verify_exactly(
@@ -91,6 +99,7 @@ def verify_exactly(
             weights=tuple(tuple(x[j * d : (j + 1) * d]) for j in range(m)),
             working_set=tuple(working),
             reason="",
+            multipliers=tuple(mu),
         )
     return _failed(reason)
 

@@ -22,7 +22,7 @@ from ..core.zonotope.skeleton import walls
 from .convex import solve_loss
 from .flips import flip_gains
 from .losses import loss_of
-from .program import ReluProblem, ReluSolution, as_solution, solve_batch
+from .program import ReluProblem, ReluSolution, as_solution, solve_batch, undecided_rows
 
 NEIGHBOURHOODS = ("tight", "edges")
 _LEAST_DECREASE = 1e-9
@@ -253,7 +253,12 @@ def _verdict(vertices: Vertices, here: ReluSolution, edges: bool) -> str:
         reached += ", and no neighbouring vertex is better"
     if flips.dead.any():
         reached = f"no flip helps; open: {int(flips.dead.sum())} dead units"
-    return reached if here.kkt <= 1e-6 else f"{reached} (KKT residual {here.kkt:.1e})"
+    if here.kkt > 1e-6:
+        return f"{reached} (KKT residual {here.kkt:.1e})"
+    rows = undecided_rows(vertices.problem, here) if vertices.loss == "squared" else []
+    if rows:
+        return f"not proven: rows {rows} are nearly dependent, beyond what float64 decides"
+    return reached
 
 
 def _is_lower(new: float, old: float) -> bool:

@@ -6,7 +6,7 @@ f(x) = Σ_j v_j (w_j·x)_+ with v_j = ±1. For patterns s_j, one a unit, the los
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -142,19 +142,85 @@ def solve(
     Raises
     ------
     SolveFailedError
-        If the result does not satisfy the optimality conditions to 1e-6.
+        If the result does not satisfy the optimality conditions to 1e-6, or if they say nothing:
+        rows that float64 cannot tell from dependent ones are named. Small programs of that kind
+        are solved in rationals instead.
     """
     s = check_signs(patterns, len(problem.inputs))
     if len(s) != len(problem.signs):
         raise InvalidInputError(f"{len(s)} patterns were given for {len(problem.signs)} units.")
     (weights,), (multipliers,) = solve_batch(problem, s[None], backend=backend)
     solution = as_solution(problem, s, weights, multipliers)
-    if solution.kkt > 1e-6:
+    rows = undecided_rows(problem, solution)
+    if solution.kkt <= 1e-6 and not rows:
+        return solution
+    exact = _in_rationals(problem, solution)
+    if exact is not None:
+        return exact
+    if rows:
         raise SolveFailedError(
-            f"The vertex program was solved to a relative KKT residual of {solution.kkt:.1e} only; "
-            "1e-6 is asked for. Rescale the columns of the inputs, or use solve_with_cvxpy."
+            f"Rows {rows} are so nearly dependent among those that units are on at that float64 "
+            "does not tell whether they are: small residuals do not bound the loss there. Rescale "
+            "the columns, round the data to a binary grid, or drop one of these rows."
         )
-    return solution
+    raise SolveFailedError(
+        f"The vertex program was solved to a relative KKT residual of {solution.kkt:.1e} only; "
+        "1e-6 is asked for. Rescale the columns of the inputs, or use solve_with_cvxpy."
+    )
+
+
+# Between these shares of the largest, a singular value is neither clearly zero nor clearly not.
+_ZERO, _CLEAR = 1e-15, 1e-9
+
+
+def undecided_rows(problem: ReluProblem, solution: ReluSolution) -> list[int]:
+    """Rows behind a singular value of Φ, on the working set's face, that may or may not be zero.
+
+    There the residuals of the optimality conditions say little about the loss. Columns are scaled
+    first, which changes nothing about the program.
+    """
+    x = problem.inputs
+    top = np.abs(x).max(axis=0)
+    scaled = x / np.where(top > 0, top, 1.0)
+    blocks = []
+    for s, v, mu in zip(solution.patterns, problem.signs, solution.multipliers, strict=True):
+        block = v * (s > 0)[:, None] * scaled
+        tight = scaled[mu > 0]
+        if len(tight):
+            tight = tight / np.linalg.norm(tight, axis=1, keepdims=True)
+            _, values, right = np.linalg.svd(tight)
+            block = block @ right[int((values > 1e-12).sum()) :].T
+        blocks.append(block)
+    left, values, _ = np.linalg.svd(np.hstack(blocks), full_matrices=False)
+    largest = float(values.max(initial=0.0))
+    # What the working set has taken away leaves products of the size of rounding.
+    floor = max(_ZERO * largest, 1e-14 * float(np.linalg.norm(scaled)))
+    if largest <= floor:
+        return []
+    doubtful = np.flatnonzero((values > floor) & (values < _CLEAR * largest))
+    if len(doubtful) == 0:
+        return []
+    weight = np.abs(left[:, doubtful]).max(axis=1)
+    return [int(i) for i in np.argsort(-weight)[:8] if weight[i] > 0.2]
+
+
+def _in_rationals(problem: ReluProblem, solution: ReluSolution) -> ReluSolution | None:
+    """The program's optimum by exact arithmetic, where it is small enough."""
+    from .exact import verify_exactly
+
+    if solution.weights.size > 24 or len(problem.inputs) > 200:
+        return None
+    exact = verify_exactly(problem, solution)
+    if not exact.proven:
+        return None
+    weights = np.array([[float(v) for v in unit] for unit in exact.weights])
+    # Multipliers of the exact working set would be needed for more; their rows are what counts.
+    found = as_solution(problem, solution.patterns, weights, exact.float_multipliers(problem))
+    if not np.isclose(found.loss, float(exact.loss or 0), rtol=1e-6, atol=1e-9):
+        return None  # the exact optimum is beyond float64 weights
+    return replace(
+        found, certificate="optimal in its cell (proven in rationals)", status=Status.CONVERGED
+    )
 
 
 def solve_batch(

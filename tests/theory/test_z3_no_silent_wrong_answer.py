@@ -133,7 +133,7 @@ def test_z3_programs_are_proven_or_refused(raw, seed):
     s = np.where(rng.normal(size=(2, x.shape[1])) @ (x / scale).T >= 0, 1, -1)
     solution, refusal = tried(lambda: solve(problem, s))
     if solution is None:
-        assert "KKT" in refusal
+        assert "KKT" in refusal or "Rows [" in refusal
         return
     size = max(0.5 * float(y @ y), 1.0)
     assert solution.loss <= 0.5 * float(y @ y) * (1 + 1e-9)
