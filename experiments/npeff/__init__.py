@@ -3,6 +3,7 @@
 STUDIES = {
     "npeff-e1": "planted",
     "npeff-e2": "known_rules",
+    "npeff-e4": "flawed_heuristic",
     "npeff-e5": "selective_moves",
     "npeff-e6": "held_out",
     "npeff-e7": "multi_factor",

@@ -28,7 +28,7 @@ DEFAULT: dict[str, Any] = {
     "rank": 0, "starts": 4,
 }  # fmt: skip
 AXES: dict[str, tuple[Any, ...]] = {
-    "components": (4, 8, 32),
+    "components": (8, 32),
     "examples": (50, 100, 400),
     "projection": (32, 128, 512),
     "normalize": (False,),

@@ -21,7 +21,7 @@ def units(quick: bool) -> list[dict[str, Any]]:
     """Half of the examples are fitted, half held out."""
     if quick:
         return grid([0], subject=["digits"], n=[300])
-    return grid(range(10, 16), subject=SUBJECTS, n=[800])
+    return grid(range(10, 15), subject=SUBJECTS, n=[800])
 
 
 def unit(settings: Settings) -> Mapping[str, Any]:

@@ -23,11 +23,10 @@ DECIDING = {"network": "transformer", "r": 24}
 
 
 def units(quick: bool) -> list[dict[str, Any]]:
-    """As many units as factors, and twice as many."""
+    """Twice as many units as factors, for every method."""
     if quick:
         return grid([0], network=["perceptron"], r=[12], n=[150], steps=[300])
-    whole = grid(range(10, 15), network=["transformer"], r=[12, 24], n=[400], steps=[1500])
-    return whole + grid(range(10, 15), network=["perceptron"], r=[24], n=[400], steps=[1500])
+    return grid(range(10, 15), network=["transformer", "perceptron"], r=[24], n=[400], steps=[1000])
 
 
 def unit(settings: Settings) -> Mapping[str, Any]:

@@ -41,7 +41,7 @@ class Subject:
     names: tuple[str, ...]
 
 
-def make_subject(name: str, seed: int, n: int, *, steps: int = 1500) -> Subject:
+def make_subject(name: str, seed: int, n: int, *, steps: int = 1000) -> Subject:
     """The network of that name, made from the seed."""
     makers = {"digits": _digits, "known rules": _rules, "two factors": _two_factors}
     return makers[name](seed, n, steps)
