@@ -86,3 +86,7 @@ class ConvergenceWarning(UserWarning):
 
 class ConversionWarning(UserWarning):
     """A choice was made that costs time or accuracy and that the caller may want to know."""
+
+
+class StoppedError(FishertopeError):
+    """The process was asked to end (Ctrl-C, SIGTERM); what was finished is kept."""

@@ -7,6 +7,7 @@ STUDIES = {
     "npeff-e5": "selective_moves",
     "npeff-e6": "held_out",
     "npeff-e7": "multi_factor",
+    "npeff-e8": "in_context",
     "npeff-e9": "unlearning",
     "npeff-e10": "ablations",
 }

@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ...core.backend.threads import thread_facts, thread_limit
-from ...core.errors import BackendUnavailable, InvalidInputError, SolveFailedError
+from ...core.errors import (
+    BackendUnavailable,
+    InvalidInputError,
+    SolveFailedError,
+    StoppedError,
+)
 from ...core.storage import OutputFolder, peak_memory_mib, plain, versions
 from .rows import Row, Rows, append_row, key_of, read_rows
 from .study import Settings, Study, Summary
@@ -291,6 +296,8 @@ def _run(
         with thread_limit(1), _seeded_torch("torch" in needs, int(key, 16) % 2**63):
             result = plain(dict(unit(settings)))
             threads = thread_facts()
+    except StoppedError:
+        raise
     except Exception:
         return f"{name} with {settings}:\n{traceback.format_exc()}"
     run = {

@@ -10,15 +10,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import FishertopeError
+from ..core.errors import StoppedError
 from ..core.status import Callback, StepInfo
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-class StoppedError(FishertopeError):
-    """The process was asked to end."""
 
 
 @contextmanager

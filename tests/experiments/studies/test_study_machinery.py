@@ -142,6 +142,23 @@ def test_check_27_a_killed_run_goes_on_to_the_uninterrupted_one(tmp_path):
     assert not store.exists()
 
 
+def test_a_stop_ends_the_run_within_a_unit_and_keeps_its_rows(tmp_path):
+    from fishertope.core.errors import StoppedError
+
+    calls = []
+
+    def stopped(settings):
+        calls.append(settings)
+        if len(calls) == 3:
+            raise StoppedError("as SIGTERM does")
+        return unit(settings)
+
+    with pytest.raises(StoppedError):
+        run_study(example(unit=stopped), out=tmp_path / "out")
+    assert len(calls) == 3
+    assert len(read_rows(tmp_path / ".out.partial" / "rows.jsonl")) == 2
+
+
 def test_a_budget_stops_between_units_and_a_later_run_goes_on(tmp_path):
     def slow(settings):
         time.sleep(0.05)
