@@ -26,7 +26,8 @@ def units(quick: bool) -> list[dict[str, Any]]:
     """Twice as many units as factors, for every method."""
     if quick:
         return grid([0], network=["perceptron"], r=[12], n=[150], steps=[300])
-    return grid(range(10, 15), network=["transformer", "perceptron"], r=[24], n=[400], steps=[1000])
+    whole = grid(range(10, 15), network=["transformer"], r=[24], n=[400], steps=[1000])
+    return whole + grid(range(10, 15), network=["perceptron"], r=[24], n=[250], steps=[400])
 
 
 def unit(settings: Settings) -> Mapping[str, Any]:
@@ -163,7 +164,7 @@ STUDY = Study(
     title="Behaviours made of two factors, against clustering and sparse autoencoders",
     claims=(7,),
     question="Each example uses one of six mechanisms and, independently, one of six others. A "
-    "two-layer transformer learns it. Do the components of 400 Fishers track the twelve factors "
+    "two-layer transformer learns it. Do components of 400 Fishers track the twelve factors "
     "better than clusters of gradients or Fishers, latents of a sparse autoencoder or NMF "
     "of the activations, all with the same number of units? A perceptron on dense bits is measured "
     "beside it.",
