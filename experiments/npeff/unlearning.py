@@ -200,7 +200,7 @@ def summarise(rows: Rows) -> Summary:
         corrected = dict(zip(others, p, strict=True))
         tables.append(
             Table(
-                title=f"{subject}, {COMPONENTS[subject]} dimensions: what stays at equal forgetting",
+                title=f"{subject}, {COMPONENTS[subject]} dimensions: what stays, equal forgetting",
                 columns=[
                     Column(name="update kept off", left=True), Column(name="KL on retained"),
                     Column(name="saved"), Column(name="accuracy on retained"),

@@ -343,6 +343,8 @@ def test_pages_are_made_from_rows_alone(tmp_path, monkeypatch):
 @pytest.mark.parametrize("paper", sorted({find_study(n).paper for n in study_ids()}))
 def test_documents_show_what_the_stored_rows_give(paper):
     page = ROOT / "docs" / "claims" / f"{paper}.md"
+    if not page.exists() and not list(page.parent.glob(f"rows/{paper}-*.jsonl")):
+        pytest.skip("none of its studies has been run in full")
     assert page.read_text() == claims_page(paper, ROOT / "docs" / "claims"), (
         f"run `fishertope experiment report --docs docs/claims` and commit {page.name}"
     )
