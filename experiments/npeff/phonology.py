@@ -123,7 +123,8 @@ def summarise(rows: Rows) -> Summary:
             "Nouns come from the CMU pronouncing dictionary; none of those examined was in the "
             "training. Within an ending the answer is the same for all, so only how it is reached "
             "can differ. Best component on one half of these nouns, judged on the other; a feature "
-            "needs 8 nouns with it and 8 without. Length decides nothing and is there as a check.",
+            "needs 8 nouns with it and 8 without. Length says nothing about the ending; where "
+            "components track it, they may follow the place at which the last phoneme is found.",
         ],
     )  # fmt: skip
 

@@ -111,7 +111,7 @@ def _section(study: Study, run: StudyRun) -> list[str]:
         return [*lines, "", f"**Verdict: {_verdict(run)}.**"]
     seeds = len({r.settings.get("seed") for r in run.rows})
     lines[-1] += (
-        f": {run.total} units, {seeds} seeds, {minutes(run.rows.seconds)} of computing in all."
+        f": {run.total} units, {seeds} seeds, {minutes(run.rows.seconds)} of wall time in all."
     )
     lines += ["", f"**Verdict: {summary.outcome}.** {summary.reason}"]
     tables = [summary.finding_table()] if summary.findings else []

@@ -32,7 +32,7 @@ def study_page(run: StudyRun) -> str:
                 "the verdict": str(summary.outcome),
                 "seeds": str(len(seeds)),
                 "units": str(run.total),
-                "of computing, one thread each": minutes(run.rows.seconds),
+                "of wall time, one thread each": minutes(run.rows.seconds),
             }
         )
     )
