@@ -354,7 +354,7 @@ class HooksEngine(ModuleEngine):
             # The largest entry without arrays of absolute values.
             low, high = torch.aminmax(true)
             scale = max(-float(low), float(high))
-            off = true if name not in sums else sums[name].reshape(true.shape) - true
+            off = true if name not in sums else sums[name].reshape(true.shape).sub_(true)
             low, high = torch.aminmax(off)
             if not max(-float(low), float(high)) <= close * scale + close * 1e-6:
                 raise Unsupported(f"{name!r} is also used outside the calls of its layer")

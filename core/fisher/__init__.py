@@ -2,6 +2,7 @@
 
 from .draws import Draws as Draws, draws_of as draws_of
 from .estimation import per_example_fishers as per_example_fishers
+from .implicit import fisher_products as fisher_products
 from .labels import ExactLabels as ExactLabels, LabelRoots as LabelRoots, LabelRule as LabelRule
 from .per_example import DiagonalFishers as DiagonalFishers, LowRankFishers as LowRankFishers
 from .precision import PrecisionTree as PrecisionTree
