@@ -13,12 +13,19 @@ from ..backend import like, to_numpy
 from ..errors import InvalidInputError
 from ..model import OutputDistribution, SiteLayout, engine_for, unflatten
 from ..types import Array, Seed
-from .batches import ParameterChoice, batched, choose_parameters, examples_of, split_batch
+from .batches import (
+    ParameterChoice,
+    batched,
+    choose_parameters,
+    examples_of,
+    model_digest,
+    split_batch,
+)
 from .draws import draws_of
 from .estimators import plan_of
 from .labels import ExactLabels, LabelRule
 from .precision import PrecisionTree
-from .precision_estimation import BATCH_EXAMPLES, estimate_precision, model_digest
+from .precision_estimation import BATCH_EXAMPLES, estimate_precision
 from .structures import Implicit
 
 
