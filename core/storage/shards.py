@@ -59,6 +59,11 @@ class ShardWriter:
     ) -> None:
         self.path, self.kind = Path(path), kind
         self.identity: dict[str, Any] = plain(dict(identity))
+        if self.path.exists() and not self.path.is_dir():
+            raise ForeignFolderError(
+                f"{self.path} is a file, and a store is a folder. It is left as it is; give the "
+                "name of a folder."
+            )
         with explain_write(self.path / PLAN):
             self.path.mkdir(parents=True, exist_ok=True)
         if alone:
@@ -241,13 +246,23 @@ def _digest(place: Path) -> dict[str, Any]:
         return {"bytes": file.tell(), "sha256": digest}
 
 
+# Of what a user would not know by its key.
+_MEANING = {
+    "data_sha256": " (of the data: file, columns, number of rows, tokenizer, length)",
+    "model_sha256": " (of the model's parameters and buffers)",
+    "key": " (of the random draws: the seed)",
+}
+
+
 def _difference(plan: Mapping[str, Any], kind: str, identity: Mapping[str, Any]) -> str:
     if plan["kind"] != kind:
         return f"{plan['kind']}, now {kind}"
     old = plan["identity"]
     changed = [k for k in sorted(old.keys() | identity.keys()) if old.get(k) != identity.get(k)]
-    shown = [f"{k}: {str(old.get(k))[:60]}, now {str(identity.get(k))[:60]}" for k in changed[:3]]
-    return "; ".join(shown)
+    return "; ".join(
+        f"{key}{_MEANING.get(key, '')}: {str(old.get(key))[:60]}, now {str(identity.get(key))[:60]}"
+        for key in changed[:3]
+    )
 
 
 def check_count(name: str, value: Any) -> int:

@@ -206,6 +206,8 @@ def test_every_format_holds_the_same_rows(capsys, bert, reviews, tmp_path, suffi
         (("--text", "review", "--label-word", "good"), ("language models",)),
         (("--text", "review", "--engine", "magic"), ("magic",)),
         (("--text", "review", "--device", "cuda:77"), ("--device cuda:77",)),
+        (("--text", "review", "--fresh-head", "4"), ("has a head of 3 classes", "Leave")),
+        (("--text", "review", "--fresh-head", "4", "--task", "tokens"), ("--task tokens",)),
     ],
 )
 def test_b10_what_is_wrong_is_said_with_what_to_do(capsys, bert, reviews, tmp_path, extra, words):
@@ -240,6 +242,20 @@ def test_b10_misuse_ends_with_2(capsys, bert, reviews, tmp_path, extra, word):
     assert (code, out) == (2, "")
     assert word in err
     assert not (tmp_path / "s").exists()
+
+
+def test_b10_an_out_that_cannot_be_is_refused(capsys, bert, reviews, tmp_path):
+    before = reviews.read_bytes()
+    code, _, err = run(capsys, "fisher", bert, reviews, "--text", "review", "--out", reviews)
+    assert code == 1
+    assert "is a file" in err
+    assert reviews.read_bytes() == before
+    command = ("estimate", bert, reviews, "--text", "review", "--out")
+    for name, word in (("p.txt", ".safetensors"), ("none/p.safetensors", "no folder")):
+        code, _, err = run(capsys, *command, tmp_path / name)
+        assert code == 1
+        assert word in err
+        assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,8 @@ def test_b10_a_store_of_projected_fishers_from_a_checkpoint_and_a_csv(
 ):
     command = ("fisher", folder, reviews, "--out", tmp_path / "s")
     for extra, words in (
-        ((), ("--text COLUMN", "review, stars")),
-        (("--text", "reviews"), ("no column 'reviews'", "Did you mean 'review'?")),
+        (HEAD, ("--text COLUMN", "review, stars")),
+        (("--text", "reviews", *HEAD), ("no column 'reviews'", "Did you mean 'review'?")),
         (("--text", "review"), ("BertModel", "--fresh-head C")),
         (("--text", "review", *HEAD[:2], "--max-length", "9999"), ("at most 512",)),
     ):

@@ -161,6 +161,8 @@ def load_checkpoint(
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     config = read_config(folder)
     task = task_of(config, task, fresh_head, folder)
+    if fresh_head is not None:
+        _check_headless(config, task, fresh_head, folder)
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     heads = {} if fresh_head is None else {"num_labels": fresh_head}
     try:
@@ -196,6 +198,23 @@ def load_checkpoint(
         model=model, tokenizer=tokenizer, task=task, output=output, outputs_of=outputs_of,
         classes=classes, max_length=_length(config, max_length), words=words,
     )  # fmt: skip
+
+
+def _check_headless(config: dict[str, Any], task: Task, fresh_head: int, folder: Path) -> None:
+    """A fresh head is for encoders that have none: a trained one must not be lost in silence."""
+    if task is not Task.CLASSIFICATION:
+        raise InvalidInputError(
+            f"--fresh-head {fresh_head} was given with --task {task}; it puts a classification "
+            "head on an encoder. Leave one of the two out."
+        )
+    names = [str(name) for name in config.get("architectures") or []]
+    headed = [name for name in names if name.endswith("ForSequenceClassification")]
+    if headed:
+        classes = len(config.get("id2label") or {}) or 2
+        raise InvalidInputError(
+            f"--fresh-head {fresh_head} was given, but {folder} is a {headed[0]} that has a head "
+            f"of {classes} classes. Leave --fresh-head out, or give the encoder alone."
+        )
 
 
 def placed(model: Any, device: str | None) -> Any:

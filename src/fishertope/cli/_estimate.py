@@ -133,18 +133,25 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
     Raises
     ------
-    ForeignFolderError, ResultsExistError, WriteFailedError
-        Something else, or a precision without ``--overwrite``, is there; no such folder.
+    InvalidInputError, ForeignFolderError, ResultsExistError, WriteFailedError
+        A name of another kind; something else, or a precision without ``--overwrite``, is there;
+        no such folder.
     """
     from ..core.errors import (
         CorruptFileError,
         ForeignFolderError,
+        InvalidInputError,
         ResultsExistError,
         WriteFailedError,
     )
     from ..core.fisher.precision import KIND
     from ..core.storage import inspect_file
 
+    if out.suffix != ".safetensors":
+        raise InvalidInputError(
+            f"--out {out} was given; precisions are safetensors files. Give a name that ends in "
+            ".safetensors."
+        )
     if not out.parent.is_dir():
         raise WriteFailedError(f"There is no folder {out.parent} for {out.name}; create it first.")
     if not out.exists():
