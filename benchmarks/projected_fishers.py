@@ -201,21 +201,26 @@ def main() -> None:
     with thread_limit(1):
         threads = thread_facts()
         for part in args.only:
-            found[part] = measured(part, n, dim, args.gram, args.growth)
+            if part == "memory":
+                for side, count in sides(n, args.growth):
+                    taken = found.setdefault("memory", {}).setdefault(side, {})
+                    if str(count) not in taken:  # a stopped run goes on here
+                        taken[str(count)] = in_a_process(side, count, dim)
+                        args.out.write_text(json.dumps(found, indent=2) + "\n")
+            else:
+                found[part] = measured(part, n, dim, args.gram)
             args.out.write_text(json.dumps(found, indent=2) + "\n")
     show(found, n, dim)
     print(f"threads {threads}; load before {load}, after {os.getloadavg()}")
 
 
-def measured(part: str, n: int, dim: int, gram: int, growth: int) -> dict[str, Any]:
-    if part == "memory":
-        lines = {}
-        for side in ("pass", "factored", "random"):
-            lines[side] = {
-                str(count): in_a_process(side, count, dim)
-                for count in ((n,) if side == "pass" else (n, n * growth))
-            }
-        return lines
+def sides(n: int, growth: int) -> list[tuple[str, int]]:
+    """Processes whose memory is measured, the short ones first."""
+    few = [(side, n) for side in ("pass", "factored", "random")]
+    return [*few, ("factored", n * growth), ("random", n * growth)]
+
+
+def measured(part: str, n: int, dim: int, gram: int) -> dict[str, Any]:
     model, data = prepared(n)
     if part == "gram":
         return gram_errors(model, data, dim, min(gram, n))
@@ -238,11 +243,11 @@ def show(found: dict[str, Any], n: int, dim: int) -> None:
         line("ratio", lambda k: "{ratio:.2f} [{low:.2f}, {high:.2f}]".format(**by[k]))
     if "memory" in found:
         few, many = (str(count) for count in (n, n * found["asked"]["growth"]))
-        sides = found["memory"]
-        line("peak MiB", lambda k: f"{sides[k][few]['peak_mib']:.0f}")
-        line(f"peak MiB, {many} sentences", lambda k: f"{sides[k][many]['peak_mib']:.0f}")
-        line("peak MiB of forward + backward", lambda k: f"{sides['pass'][few]['peak_mib']:.0f}")
-        line("store MiB", lambda k: f"{sides[k][few]['store_mib']:.1f}")
+        memory = found["memory"]
+        line("peak MiB", lambda k: f"{memory[k][few]['peak_mib']:.0f}")
+        line(f"peak MiB, {many} sentences", lambda k: f"{memory[k][many]['peak_mib']:.0f}")
+        line("peak MiB of forward + backward", lambda k: f"{memory['pass'][few]['peak_mib']:.0f}")
+        line("store MiB", lambda k: f"{memory[k][few]['store_mib']:.1f}")
     if "gram" in found:
         errors = found["gram"]
         for what in ("rms", "rms_off_diagonal", "largest", "bound"):
@@ -251,7 +256,7 @@ def show(found: dict[str, Any], n: int, dim: int) -> None:
     console.print(shown)
     if "memory" in found:
         for kind in ("factored", "random"):
-            growth = sides[kind][many]["peak_mib"] / sides[kind][few]["peak_mib"]
+            growth = memory[kind][many]["peak_mib"] / memory[kind][few]["peak_mib"]
             held = "held" if growth <= GROWTH else "not held"
             console.print(f"{kind}: peak with {many} sentences {growth:.3f} (≤ {GROWTH}): {held}")
     if "ratio" in found:
