@@ -24,6 +24,7 @@ from ..fisher.batches import (
     ParameterChoice,
     batched,
     choose_parameters,
+    cut_examples,
     examples_of,
     model_digest,
     split_batch,
@@ -44,6 +45,8 @@ Rows = LowRankFishers | FisherStore
 # Directions of M below this share of its largest eigenvalue belong to dead components.
 RANK_TOL = 1e-10
 BATCH_EXAMPLES = 32
+# Rows of a lift through a model take at most this many bytes at a time.
+ROW_BYTES = 256 << 20
 
 
 def lift(
@@ -101,7 +104,8 @@ def lift(
 
     Notes
     -----
-    Cost: stored rows, one product; a model, r backward passes over the data, and B at the cost of
+    Cost: stored rows, one product; a model, its rows or r backward passes over the data, whichever
+    is less, and B at the cost of
     the projected rows or of r forward-mode passes. Memory: the components.
 
     Examples
@@ -393,13 +397,11 @@ class _ModelPass:
             roots = self.rule.roots(self.engine.output, z, replace(draws, first=done), targets)
             B = self._products(inputs, roots, known, done, stop)
             kappa = self.weights[done:stop][:, None, :] * B
-            for k, u in enumerate(self._cotangents(roots.values, kappa)):
-                row = self.engine.vjp(inputs, u)
-                row = row if self.columns is None else row[self.columns]
+            for k, row in self._pulled_back(inputs, roots.values, kappa):
                 if total is None:
                     xp = array_namespace(row)
                     device = getattr(row, "device", None)
-                    shape = (len(self.G), int(row.shape[0]))
+                    shape = (len(self.G), int(row.shape[-1]))
                     total = xp.zeros(shape, dtype=row.dtype, device=device)
                 total[k] += row
             done = stop
@@ -410,6 +412,29 @@ class _ModelPass:
                 "the Fishers came from, in their order."
             )
         return total
+
+    def _pulled_back(self, inputs: Any, U: Array, kappa: FloatArray) -> Iterator[tuple[Any, Array]]:
+        """(W̃∘B)ᵀA_full of a batch, as (component or all of them, what to add).
+
+        With fewer rows an example than components the rows themselves, a few examples at a time,
+        cost less than a backward pass a component.
+        """
+        n, k = int(U.shape[0]), int(U.shape[1])
+        if 2 * k > len(self.G) or not hasattr(self.engine, "rows"):
+            for number, u in enumerate(self._cotangents(U, kappa)):
+                row = self.engine.vjp(inputs, u)
+                yield number, row if self.columns is None else row[self.columns]
+            return
+        xp = array_namespace(U)
+        width = max(1, int(self.engine.sites[-1].stop) * k * U.dtype.itemsize)
+        size = max(1, ROW_BYTES // width)
+        weights = xp.astype(like(kappa, U), U.dtype)
+        for start in range(0, n, size):
+            stop = min(start + size, n)
+            rows = self.engine.rows(cut_examples(inputs, start, stop), U[start:stop])
+            flat = xp.reshape(rows, ((stop - start) * k, -1))
+            flat = flat if self.columns is None else flat[:, self.columns]
+            yield slice(None), xp.matmul(xp.reshape(weights[start:stop], (len(flat), -1)).T, flat)
 
     def _products(self, inputs: Any, roots: Any, known: Any, start: int, stop: int) -> FloatArray:
         """B (n, k, r), zero where an example has fewer rows."""

@@ -19,4 +19,5 @@ from .show import (
     rich_panel as rich_panel,
 )
 from .tables import Column as Column, Table as Table
+from .text_tokens import spans as spans
 from .trace_picture import trace_svg as trace_svg

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..factorization import Factorization, PerturbationReport, Stability, Trace
 from ..factorization.perturbation import check_component
 from ..storage import OutputFolder
 from ..types import FloatArray, IntArray, NumpyArray
-from .enrichment import Enrichment, enrich
+from .enrichment import Enrichment, NothingCommon, enrich
 from .features import (
     Feature,
     answer_features,
@@ -98,7 +99,7 @@ class Examples:
         )
         words = [f for f in own if f.kind == "word"][:PAIRED_WORDS]
         others = [f for f in own if f.kind != "word"]
-        return own + answers + conjunctions(others + words, answers)
+        return own + answers + conjunctions([*answers, *others, *words], answers)
 
     def class_name(self, label: Any) -> str:
         """A class in words."""
@@ -124,7 +125,8 @@ class DecompositionReport:
     enrichment : Enrichment or None
         None where nothing is known of the examples that a component could track.
     perturbation : PerturbationReport or None
-    stability : Stability or None
+    stability : float array (r,) or None
+        Mean matched |cos| of each component to those of fits of random subsets.
     traces : mapping of component to Trace
     attributions : mapping
         See :data:`Attributions`.
@@ -141,7 +143,7 @@ class DecompositionReport:
     examples: Examples
     enrichment: Enrichment | None
     perturbation: PerturbationReport | None = None
-    stability: Stability | None = None
+    stability: FloatArray | None = None
     traces: Mapping[int, Trace] = field(default_factory=dict)
     attributions: Attributions = field(default_factory=dict)
     n_top: int = 6
@@ -177,7 +179,7 @@ class DecompositionReport:
 
     def stability_of(self, k: int) -> float | None:
         """Mean matched |cos| over subsets, where it was computed."""
-        return None if self.stability is None else float(self.stability.scores[k])
+        return None if self.stability is None else float(self.stability[k])
 
     def _moved(self, k: int) -> int | None:
         if self.perturbation is None:
@@ -245,7 +247,7 @@ def decomposition_report(
     command: str = "",
     features: Sequence[Feature] = (),
     perturbation: PerturbationReport | None = None,
-    stability: Stability | None = None,
+    stability: Stability | FloatArray | Sequence[float] | None = None,
     traces: Mapping[int, Trace] | None = None,
     attributions: Attributions | None = None,
     correction: str = "holm",
@@ -264,8 +266,10 @@ def decomposition_report(
         In the order of the factorization.
     features : sequence of Feature, optional
         More features, beside those of the labels, answers, texts and metadata.
-    perturbation, stability, traces, attributions
+    perturbation, traces, attributions
         What was computed of the components; shown where it is there.
+    stability : Stability or array (r,), optional
+        Of the same components; an array is the mean matched |cos| of each.
     correction : {"holm", "bh"}
         Of the p-values, over all components and the features named for them.
     n_shuffles : int
@@ -299,15 +303,26 @@ def decomposition_report(
     known.check(factorization.n_examples)
     for k in traces or {}:
         check_component(factorization, k)
+    scores = None
+    if stability is not None:
+        given = stability.scores if isinstance(stability, Stability) else stability
+        scores = np.asarray(given, dtype=np.float64)
+        if scores.shape != (factorization.n_components,):
+            raise InvalidInputError(
+                f"stability of shape {scores.shape} was given; one number for each of the "
+                f"{factorization.n_components} components is taken."
+            )
     every = [*known.features(), *features]
     found = None
     if every:
         W = np.asarray(to_numpy(factorization.coefficients), dtype=np.float64)
         rng = np.random.default_rng(seed)
-        found = enrich(W, every, rng=rng, correction=correction, n_shuffles=n_shuffles)
+        # Too few examples for any comparison: the rest can still be shown.
+        with suppress(NothingCommon):
+            found = enrich(W, every, rng=rng, correction=correction, n_shuffles=n_shuffles)
     return DecompositionReport(
         title=title, subtitle=subtitle, command=command, factorization=factorization,
-        examples=known, enrichment=found, perturbation=perturbation, stability=stability,
+        examples=known, enrichment=found, perturbation=perturbation, stability=scores,
         traces=dict(traces or {}), attributions=dict(attributions or {}), n_top=n_top,
         least_auroc=least_auroc, most_p=most_p,
     )  # fmt: skip

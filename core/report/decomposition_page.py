@@ -59,7 +59,7 @@ def _headline(report: DecompositionReport) -> list[Content]:
     r, named = report.factorization.n_components, report.named
     if report.enrichment is None:
         return [f"{r} components of {report.factorization.n_examples:,} examples."]
-    names = [report.name_of(int(k)) for k in report.order if named[k]]
+    names = list(dict.fromkeys(report.name_of(int(k)) for k in report.order if named[k]))
     if not names:
         return [
             f"None of the {r} components tracks a feature beyond doubt; the closest are below, in "
@@ -69,9 +69,10 @@ def _headline(report: DecompositionReport) -> list[Content]:
     for i, name in enumerate(names[:FIRST]):
         listed += [", " if i else "", tag("b", name)]
     more = f" and {len(names) - FIRST} more" if len(names) > FIRST else ""
-    verb = "tracks" if len(names) == 1 else "track"
+    count = int(named.sum())
+    verb = "tracks" if count == 1 else "track"
     return [
-        f"{len(names)} of {r} components {verb} a feature that can be named: ", *listed,
+        f"{count} of {r} components {verb} a feature that can be named: ", *listed,
         f"{more}. Each name was chosen on one half of the examples and confirmed on the other.",
     ]  # fmt: skip
 
@@ -231,7 +232,7 @@ def _numbers(report: DecompositionReport) -> Html:
         against = f" (random directions: {np.nanmedian(random):.1f}×)" if random.size else ""
         facts[f"median KL-ratio, own examples to others{against}"] = f"{np.nanmedian(ratio):.1f}×"
     if report.stability is not None:
-        facts["mean |cos| to the components of random subsets"] = f"{report.stability.score:.2f}"
+        facts["mean |cos| to the components of random subsets"] = f"{report.stability.mean():.2f}"
     return key_facts(facts)
 
 
@@ -402,18 +403,18 @@ def _traces(report: DecompositionReport) -> list[Html]:
 
 
 def _stability(report: DecompositionReport) -> list[Html]:
-    found = report.stability
-    if found is None:
+    scores = report.stability
+    if scores is None:
         return []
     names = [f"no. {k} · {report.name_of(int(k))}" for k in report.order]
     return [
         paragraph(
-            f"The factorization was repeated on {len(found.seeds)} random subsets of "
-            f"{found.share:.0%} of the examples, with other seeds. A component that comes back "
-            "(|cos| near 1) belongs to the data; one that does not should not be interpreted."
+            "The factorization was repeated on random subsets of the examples, with other seeds. A "
+            "component that comes back (|cos| near 1) belongs to the data; one that does not "
+            "should not be interpreted."
         ),
         bars(
-            np.asarray(found.scores[report.order]), names,
+            np.asarray(scores[report.order]), names,
             label="Mean matched |cos| of each component", axis="mean matched |cos|",
         ),
     ]  # fmt: skip

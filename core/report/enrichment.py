@@ -25,6 +25,10 @@ PAIR_COST = 0.03
 ALIKE = 0.75
 
 
+class NothingCommon(InvalidInputError):
+    """No feature is common enough in both halves."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """A component and a feature.
@@ -124,7 +128,9 @@ def enrich(
     Raises
     ------
     InvalidInputError
-        Sizes that disagree, an unknown correction, or no feature that is common enough.
+        Sizes that disagree or an unknown correction.
+    NothingCommon
+        No feature that is common enough.
 
     Notes
     -----
@@ -145,7 +151,7 @@ def enrich(
     halves = (np.sort(order[: n // 2]), np.sort(order[n // 2 :]))
     kept = [f for f in features if _enough(f.mask, halves, min_count)]
     if not kept:
-        raise InvalidInputError(
+        raise NothingCommon(
             f"None of the {len(features)} features has {min_count} examples on both sides in both "
             "halves of the data. Give more examples or more common features."
         )

@@ -31,6 +31,8 @@ _TRAITS: dict[str, str] = {
     "but, however": r"\b(?:but|however|though|although|yet)\b",
     "@ or #": r"[@#]\w",
 }
+SAID = "said "
+"""Begins the name of a feature that is an answer."""
 NUMBERS_FEW = 12
 """Numeric metadata with at most so many values are taken as categories."""
 
@@ -80,7 +82,7 @@ def answer_features(
         "unsure": the answer's probability is in the lowest quarter.
     """
     found = [
-        Feature(name=f"answer: {name}", kind="answer", mask=mask)
+        Feature(name=f"{SAID}{name}", kind="answer", mask=mask)
         for name, mask in _by_value(predictions, classes)
     ]
     if labels is not None:
@@ -151,12 +153,12 @@ def metadata_features(metadata: Mapping[str, Sequence[Any] | NumpyArray]) -> lis
 
 
 def conjunctions(features: Sequence[Feature], answers: Sequence[Feature]) -> list[Feature]:
-    """Each feature together with each answer."""
+    """Each feature but labels and answers themselves together with each answer."""
     return [
-        Feature(name=f"{f.name}, {a.name}", kind="both", mask=f.mask & a.mask)
+        Feature(name=f"{f.name} + {a.name}", kind="both", mask=f.mask & a.mask)
         for f in features
         for a in answers
-        if f.kind not in ("answer", "label") and a.name.startswith("answer: ")
+        if f.kind != "label" and a.name.startswith(SAID) and not f.name.startswith(SAID)
     ]
 
 

@@ -105,11 +105,11 @@ def _(result: PerturbationReport) -> dict[str, Cell]:
 @tables_of.register
 def _(result: PerturbationReport) -> tuple[Table, ...]:
     columns = [
-        Column(name="component"),
+        Column(name="k"),
         Column(name="ε", format=".3g"),
         Column(name="KL top", format=".3g"),
-        Column(name="KL baseline", format=".3g"),
-        Column(name="KL-ratio", format=".3g"),
+        Column(name="KL base", format=".3g"),
+        Column(name="ratio", format=".3g"),
         Column(name="predicted", format=".3g"),
         Column(name="random", format=".3g"),
         Column(name="centroid", format=".3g"),

@@ -14,6 +14,7 @@ from . import (
     _fisher,
     _inspect,
     _merge,
+    _npeff,
     _relu,
     _text,
     _verify,
@@ -55,5 +56,6 @@ app.command("inspect")(_inspect.inspect)
 app.command("merge")(_merge.merge)
 app.command("verify")(_verify.verify)
 app.add_typer(_experiment.group, name="experiment")
+app.add_typer(_npeff.group, name="npeff")
 app.add_typer(_text.group, name="text")
 app.add_typer(_relu.app)

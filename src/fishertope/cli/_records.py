@@ -120,6 +120,18 @@ def open_records(
     return Records(path=path, text=chosen, label=label, n=n, data_sha256=digest.hexdigest())
 
 
+def read_columns(path: Path, limit: int) -> dict[str, list[Any]]:
+    """Every column of a data file, as far as ``limit`` rows; "" where a row lacks it."""
+    found: dict[str, list[Any]] = {}
+    for number, (_, row) in enumerate(islice(_rows(path), limit)):
+        for name, value in row.items():
+            found.setdefault(str(name), [""] * number).append("" if value is None else value)
+        for values in found.values():
+            if len(values) == number:
+                values.append("")
+    return found
+
+
 def _guess(columns: list[str], label: str | None, path: Path) -> tuple[str, ...]:
     for name in TEXT_NAMES:
         if name in columns and name != label:

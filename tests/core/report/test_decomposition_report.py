@@ -82,7 +82,7 @@ def test_planted_meanings_are_named_and_noise_is_not(report):
     assert report.named.tolist() == [True, True, False]
     names = [report.name_of(k) for k in range(3)]
     assert names[0] in ("negation", "“not”")
-    assert names[1] == "source: c, answer: good"
+    assert names[1] == "source: c + said good"
     assert names[2] == "not named"
     for k in (0, 1):
         first = report.enrichment.findings[k][0]
@@ -155,7 +155,7 @@ def test_features_say_what_they_hold():
         probabilities=np.array([[0.9, 0.1], [0.4, 0.6], [0.1, 0.9], [0.95, 0.05]]),
     )  # fmt: skip
     names = {f.name: f.mask.tolist() for f in answers}
-    assert names["answer: p"] == [False, True, True, False]
+    assert names["said p"] == [False, True, True, False]
     assert names["wrong answer"] == [False, False, True, False]
     assert names["unsure"] == [False, True, False, False]
     both = conjunctions(label_features([0, 1, 1, 0], None) + meta[4:5], [])
@@ -197,7 +197,7 @@ def check_page(text):
 def test_the_page_is_sound_and_says_what_matters_first(report):
     page = check_page(report.html())
     first = page[: page.index("How to read this")]
-    assert "source: c, answer: good" in first
+    assert "source: c + said good" in first
     assert "AUROC" in first
     assert "&lt;i&gt;not&lt;/i&gt;" in page
     assert "<mark" in page
@@ -209,7 +209,7 @@ def test_the_page_is_sound_and_says_what_matters_first(report):
 def test_exports_hold_the_same_numbers(report, tmp_path):
     results = json.loads(json.dumps(plain(report.results())))
     assert results["components_named"] == 2
-    assert results["components"][1]["name"] == "source: c, answer: good"
+    assert results["components"][1]["name"] == "source: c + said good"
     assert results["components"][0]["top_examples"][0]["tokens"][1] == ["<i>not</i> ", 0.9]
     latex = report.latex()
     assert r"\begin{tabular}" in latex
@@ -219,7 +219,7 @@ def test_exports_hold_the_same_numbers(report, tmp_path):
     assert len(rows) == 6
     markdown = report.markdown()
     assert "| # | share |" in markdown
-    assert "## 1: source: c, answer: good" in markdown
+    assert "## 1: source: c + said good" in markdown
     report.save(tmp_path / "out")
     manifest = verify_folder(tmp_path / "out")
     assert set(manifest["files"]) == {"report.html", "report.tex", "report.md", "results.json"}
@@ -254,6 +254,9 @@ def test_everything_that_was_computed_is_shown():
     assert results["components"][2]["trace"]["error"] < 1e-10
     assert results["components"][0]["kl_ratio"] == pytest.approx(moved.kl_ratio[0])
     assert "stability" in report.latex()
+    alike = decomposition_report(found, Examples(labels=[0] * 90))
+    assert alike.enrichment is None
+    check_page(alike.html())
     bare = decomposition_report(found)
     assert not bare.named.any()
     check_page(bare.html())
@@ -267,9 +270,11 @@ def test_everything_that_was_computed_is_shown():
         (lambda f: decomposition_report(f, Examples(metadata={"x": [1]})), "'x'"),
         (lambda f: decomposition_report(f, traces={9: None}), "0 to 2"),
         (
-            lambda f: decomposition_report(f, Examples(labels=[0] * N), n_shuffles=0),
+            lambda f: enrich(f.coefficients, label_features([0] * N, None),
+                             rng=np.random.default_rng(0)),
             "on both sides",
         ),
+        (lambda f: decomposition_report(f, stability=[1.0]), "stability of shape"),
         (
             lambda f: enrich(f.coefficients, [Feature(name="x", kind="text", mask=np.ones(3))],
                              rng=np.random.default_rng(0)),
