@@ -144,14 +144,15 @@ def lift(
         if outputs_of is not None:
             options["outputs_of"] = outputs_of
         derive: Any = engine_for(source, output=output, **options)
+        columns, sites = choose_parameters(derive.sites, params)
+        if columns is not None and hasattr(derive, "restricted"):
+            derive, columns = derive.restricted([s.name for s in sites]), None
+        # As in per_example_fishers: of the parameters that the engine is restricted to.
         if facts.get("model_sha256", "") not in ("", model_digest(derive)):
             raise InvalidInputError(
                 "These components come from a model with other parameters; give the model that "
                 "the Fishers were computed from."
             )
-        columns, sites = choose_parameters(derive.sites, params)
-        if columns is not None and hasattr(derive, "restricted"):
-            derive, columns = derive.restricted([s.name for s in sites]), None
         work = _ModelPass(factorization, derive, _rule(facts, labels), columns, facts)
         work.set_projection(*_projection(facts, reduce, seed))
         pullback = work.run(data, batch_size or BATCH_EXAMPLES, fitted, callback)

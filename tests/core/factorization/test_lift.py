@@ -1,5 +1,7 @@
 """Lifting: components over projected columns become components over all parameters."""
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 
@@ -135,3 +137,27 @@ def test_bad_requests_are_named(case):
     diagonal = per_example_fishers(net, x, kind="diagonal")
     with pytest.raises(InvalidInputError, match="LowRankNPEFF"):
         factorize(diagonal, DiagonalNPEFF(2), **QUIET).lift(net, x)
+
+
+@pytest.mark.parametrize("r", [2, 9])
+def test_lift_of_a_modules_chosen_parameters_from_their_store(tmp_path, r, monkeypatch):
+    """Few components go by backward passes, many by rows, a few examples at a time."""
+    torch = pytest.importorskip("torch")
+    module = import_module("fishertope.core.factorization.lift")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3))
+        x = torch.randn(40, 4, dtype=torch.float64)
+    model = model.double()
+    params, projection = ["2.*"], RandomProjection(64, "gaussian")
+    store = per_example_fishers(model, x, params=params, reduce=projection, store=tmp_path / "s")
+    found = factorize(store, LowRankNPEFF(r, tol=1e-3, n_starts=1), on_failure="return")
+    monkeypatch.setattr(module, "ROW_BYTES", 1000)
+    lifted = found.lift(model, x, params=params, fitted=store, batch_size=7)
+    expected = found.lift(per_example_fishers(model, x, params=params), fitted=store)
+    np.testing.assert_allclose(lifted.components, expected.components, atol=1e-10)
+    assert [s.name for s in lifted.sites] == ["2.weight", "2.bias"]
+    with torch.no_grad():
+        model[2].bias += 1.0
+    with pytest.raises(InvalidInputError, match="other parameters"):
+        found.lift(model, x, params=params, fitted=store)
