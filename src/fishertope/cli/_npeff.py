@@ -104,7 +104,7 @@ def fit(
     from ..core.backend import thread_limit
     from ..core.factorization import factorize
     from ._long_runs import ending_with, only_first
-    from ._npeff_inputs import check_file, method_of, open_fishers, stability_table, steps_bar
+    from ._npeff_files import check_file, method_of, open_fishers, stability_table, steps_bar
 
     check_file(out, "factorization", overwrite)
     fishers = open_fishers(store)
@@ -160,7 +160,8 @@ def lift(
     """
     from ..core.backend import thread_limit
     from ._long_runs import ending_with
-    from ._npeff_inputs import Explained, check_file, load_found
+    from ._npeff_files import check_file, load_found
+    from ._npeff_inputs import Explained
 
     check_file(out, "factorization", overwrite)
     source = _job.Source(
@@ -195,7 +196,7 @@ def transform(
     Example: fishertope npeff transform found.safetensors new-fishers --out coefficients.safetensors
     """
     from ..core.backend import thread_limit
-    from ._npeff_inputs import COEFFICIENTS, check_file, coefficients_of, load_found
+    from ._npeff_files import COEFFICIENTS, check_file, coefficients_of, load_found
 
     check_file(out, COEFFICIENTS, overwrite)
     with thread_limit(threads):
@@ -249,7 +250,8 @@ def perturb(
     """
     from ..core.backend import thread_limit
     from ._long_runs import ending_with
-    from ._npeff_inputs import Explained, load_found, magnitude_of, write_results
+    from ._npeff_files import load_found, magnitude_of, write_results
+    from ._npeff_inputs import Explained
 
     size = magnitude_of(magnitude)
     source = _job.Source(
@@ -334,7 +336,8 @@ def report(
     from ..core.backend import thread_limit
     from ..experiments.npeff.text_report import Effort
     from ._long_runs import ending_with
-    from ._npeff_inputs import Explained, load_found, write_report
+    from ._npeff_files import load_found
+    from ._npeff_inputs import Explained, write_report
 
     source = _job.Source(
         model=model or "", data=data or "", text=tuple(text or ()), label=label, limit=limit,
