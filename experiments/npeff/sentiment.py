@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -29,8 +29,9 @@ from ...core.storage import OutputFolder, read_json, write_json
 from ...core.types import FloatArray
 from .._progress import Progress
 from ..data import TextSet, TextSplit, load_sentiment, load_vader, minilm_folder
+from ..data._made import cached
 from ..finetune import encode
-from ..finetune.bases import cached, need_transformers, quiet, save_checkpoint
+from ..finetune.bases import need_transformers, quiet, save_checkpoint
 from ..finetune.training import Recipe, evaluate, fresh_classifier, train
 from .text_report import Effort, TextModel, text_report
 
@@ -136,7 +137,8 @@ def fine_tuned(settings: Settings, learn: Opinions, explain: Opinions, shown: Pr
         save_checkpoint(model, tokenizer, out.working)
         return found
 
-    return cached(f"opinions-minilm-seed{settings.seed}-{key[:12]}", key, fill)
+    name = f"opinions-minilm-seed{settings.seed}-{key[:12]}"
+    return cached(name, key, fill, command="npeff sentiment")
 
 
 def _loaded(folder: Path) -> tuple[Any, Any]:
@@ -184,8 +186,8 @@ def sentiment_report(
             params=list(settings.params), seed=settings.seed, store=work / "fishers",
             shard_examples=64, callback=lambda info: advance(info.step, len(texts)),
         )  # fmt: skip
-    found = _decomposed(cast(FisherStore, store), settings, work, shown)
-    lifted = _lifted(found, cast(FisherStore, store), model, batches, settings, work, shown)
+    found = _decomposed(store, settings, work, shown)
+    lifted = _lifted(found, store, model, batches, settings, work, shown)
     own = TextModel(
         engine=engine_for(model), tokenizer=tokenizer, texts=texts, max_length=MAX_LENGTH,
         encode=lambda examples: encode(tokenizer, tuple(texts[i][0] for i in examples), MAX_LENGTH),
