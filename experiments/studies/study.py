@@ -32,6 +32,12 @@ class Outcome(StrEnum):
     UNDECIDED = "cannot be tested at this size"
 
 
+_OPEN = {
+    Outcome.FAILS: "Missed",
+    Outcome.UNDECIDED: "Not decided, as the interval contains the target",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One measured quantity against its target.
@@ -102,6 +108,12 @@ class Summary:
         said = reason or " ".join(
             f"{f.what}: {f.measured.text(f.format)}, target {f.target}." for f in findings
         )
+        if reason:
+            said += "".join(
+                f" {_OPEN[f.outcome]}: {f.what}, {f.measured.text(f.format)}, target {f.target}."
+                for f in findings
+                if f.outcome is not Outcome.HOLDS
+            )
         return cls(outcome=outcome, reason=said, findings=findings, tables=tables, notes=notes)
 
     def finding_table(self) -> Table:

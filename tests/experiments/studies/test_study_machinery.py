@@ -277,6 +277,8 @@ def test_verdicts_follow_the_interval():
     found = [decide("x", Interval(1, 1, 1, 5), at_least=t) for t in (0.5, 2.0)]
     assert Summary.of(found).outcome is Outcome.FAILS
     assert Summary.of(found[:1]).outcome is Outcome.HOLDS
+    said = Summary.of(found, reason="Said.").reason
+    assert said == "Said. Missed: x, 1.000 [1.000, 1.000], target at least 2."
     with pytest.raises(InvalidInputError, match="either"):
         decide("x", Interval(1, 1, 1, 5))
 
