@@ -124,7 +124,7 @@ def summarise(rows: Rows) -> Summary:
         decide("log2 KL-ratio of answers from the context over known words",
                t_interval(np.log2(rows.values("ratio"))), at_least=0.0, format=".2f"),
     ]  # fmt: skip
-    lines = [
+    lines: list[list[Any]] = [
         [
             name.split()[0], int(name.split()[1]),
             *(t_interval(rows.values(f"{k} {name}")).text() for k in

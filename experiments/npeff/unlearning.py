@@ -257,8 +257,8 @@ def summarise(rows: Rows) -> Summary:
             "others, accuracy on those of them whose answer was clear (0.5 in the logit) at first.",
             "Where the plain update costs little, keeping off what others use makes it two to "
             "three times as long (see the lengths), and what lies outside the span and beyond "
-            "second order then costs as much as was saved; components of unnormalised Fishers, tried "
-            "beside, do no better.",
+            "second order then costs as much as was saved; components of unnormalised Fishers do "
+            "no better.",
         ],
     )
 
