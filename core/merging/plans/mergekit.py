@@ -111,9 +111,9 @@ def _models(
             raise InvalidInputError(
                 f"A model with the key {odd[0]!r} was given; model and parameters are read."
             )
-        reference = _reference(entry["model"])
-        assert reference is not None
-        found.append((reference, _parameters("parameters of a model", entry.get("parameters"))))
+        found.append(
+            (_model(entry["model"]), _parameters("parameters of a model", entry.get("parameters")))
+        )
     return found, shared
 
 
@@ -170,6 +170,13 @@ def _reference(found: Any) -> Reference | None:
     return model, adapter if plus else None
 
 
+def _model(found: Any) -> Reference:
+    reference = _reference(found)
+    if reference is None:
+        raise InvalidInputError("A model without a path was given; a path is read.")
+    return reference
+
+
 def _parameters(where: str, found: Any) -> dict[str, Any]:
     if found is None:
         return {}
@@ -206,6 +213,4 @@ def _tokenizer(found: Any, base: Reference | None) -> tuple[str | None, str]:
         if base is None:
             raise InvalidInputError("tokenizer_source: base was given without a base_model.")
         return base[0], "base"
-    reference = _reference(found)
-    assert reference is not None
-    return reference[0], "base"
+    return _model(found)[0], "base"

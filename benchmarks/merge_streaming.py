@@ -1,0 +1,304 @@
+"""Streaming merges against pure reading and writing, and against mergekit.
+
+    python benchmarks/merge_streaming.py copy --folder /dev/shm/x --megabytes 500 --out copy.json
+    python benchmarks/merge_streaming.py mergekit --folder /tmp/x --python VENV/bin/python
+
+``copy``: one process, JIT warm. A merge of two bfloat16 checkpoints (linear, and the diagonal
+Fisher merge with float32 Fishers) against reading the same inputs and writing a file of the
+output's size in blocks of 1 MiB with as many threads; checksums and fsync off, then both on.
+``mergekit``: whole processes, imports included, page cache warm, of ``fishertope merge`` and
+``mergekit-pytorch`` (a pair of single files) or ``mergekit-yaml`` (a Llama-shaped pair); mergekit's
+graph time is that of its executor alone. Both sides' results are compared before anything is
+timed; samples of the two sides alternate, and the median of the pairs' ratios is reported with its
+quartiles.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from fishertope.core.backend import thread_facts
+from fishertope.core.merging.plans import MergePlan
+from fishertope.core.merging.streaming import Checkpoint, MergeOptions, merge_checkpoints
+from fishertope.core.storage.header import Place, encode
+from fishertope.core.storage.numbers import decode, stored_dtype
+
+BLOCK = 1 << 20
+
+MERGEKIT = """
+import json, sys, time
+start = time.perf_counter()
+import mergekit.graph as graph
+import mergekit.merge
+from mergekit.scripts import merge_raw_pytorch, run_yaml
+spent = [0.0]
+run = graph.Executor.run
+def timed(self, *args, **kwargs):
+    since = time.perf_counter()
+    for found in run(self, *args, **kwargs):
+        yield found
+    spent[0] += time.perf_counter() - since
+graph.Executor.run = timed
+tool = {"pytorch": merge_raw_pytorch, "yaml": run_yaml}[sys.argv[1]]
+tool.main(sys.argv[2:], standalone_mode=False)
+print(json.dumps({"graph": spent[0]}))
+"""
+
+
+def shapes(parameters):
+    """145 tensors like those of a Llama of about so many parameters."""
+    width = int(np.sqrt(parameters / (12 * 16 + 16))) // 64 * 64
+    found = {"model.embed_tokens.weight": (16 * width, width)}
+    for i in range(16):
+        head = f"model.layers.{i}"
+        found |= {f"{head}.self_attn.{p}_proj.weight": (width, width) for p in "qkvo"}
+        found |= {f"{head}.mlp.{p}_proj.weight": (8 * width // 3, width) for p in ("gate", "up")}
+        found |= {f"{head}.mlp.down_proj.weight": (width, 8 * width // 3)}
+        names = ("input_layernorm", "post_attention_layernorm")
+        found |= {f"{head}.{n}.weight": (width,) for n in names}
+    return found | {"model.norm.weight": (width,), "lm_head.weight": (16 * width, width)}
+
+
+def write(path, tensors, code, seed):
+    """A checkpoint of random numbers, made from one million of them."""
+    size = {"BF16": 2, "F32": 4}[code]
+    places, at = {}, 0
+    for name, shape in tensors.items():
+        stop = at + size * int(np.prod(shape))
+        places[name] = Place(dtype=code, shape=shape, start=at, stop=stop)
+        at = stop
+    numbers = np.random.default_rng(seed).normal(size=(1 << 20) + 7).astype(np.float32)
+    data = (numbers.view(np.uint32) >> 16).astype(np.uint16) if code == "BF16" else numbers**2
+    with path.open("wb") as file:
+        file.write(encode(places, {"format": "pt"}))
+        left = at
+        while left:
+            part = data.tobytes()[: min(left, data.nbytes)]
+            file.write(part)
+            left -= len(part)
+
+
+def read_and_write(inputs, out, threads, fsync=False):
+    """Only the bytes: all inputs read, a file of the first one's size written."""
+    fds = [os.open(p, os.O_RDONLY) for p in inputs]
+    sizes = [os.fstat(fd).st_size for fd in fds]
+    target = os.open(out, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    os.ftruncate(target, sizes[0])
+    todo, lock = iter(range(0, sizes[0], BLOCK)), threading.Lock()
+
+    def work():
+        buffers = [bytearray(BLOCK * s // sizes[0] + 1) for s in sizes]
+        while True:
+            with lock:
+                at = next(todo, None)
+            if at is None:
+                return
+            for fd, size, buffer in zip(fds, sizes, buffers, strict=True):
+                os.preadv(fd, [buffer], at * size // sizes[0])
+            os.pwrite(target, memoryview(buffers[0])[: min(BLOCK, sizes[0] - at)], at)
+
+    crew = [threading.Thread(target=work) for _ in range(threads)]
+    for one in crew:
+        one.start()
+    for one in crew:
+        one.join()
+    if fsync:
+        os.fsync(target)
+    for fd in (*fds, target):
+        os.close(fd)
+    os.unlink(out)
+
+
+def pairs(ours, theirs, count):
+    """Seconds of both sides, one after the other, and the ratio's median and quartiles."""
+    left, right = [], []
+    for i in range(count):
+        for side, run in [(left, ours), (right, theirs)][:: 1 if i % 2 else -1]:
+            since = time.perf_counter()
+            extra = run()
+            side.append(extra if isinstance(extra, float) else time.perf_counter() - since)
+    ratios = np.array(left) / np.array(right)
+    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+    return {
+        "ours": left,
+        "theirs": right,
+        "ratio": float(middle),
+        "quartiles": [float(low), float(high)],
+    }
+
+
+def sample(path, names, entries=4096):
+    with Checkpoint(path) as found:
+        out = []
+        for name in names:
+            tensor = found.tensors[name]
+            stored = np.empty(min(entries, tensor.size), dtype=stored_dtype(tensor.dtype))
+            found.read(name, 0, stored)
+            out.append(decode(stored, tensor.dtype))
+        return np.concatenate(out)
+
+
+def verify(plan, out, names):
+    """The merge's first entries are those of the formula, up to a last bit."""
+    x = [sample(s.model, names) for s in plan.sources]
+    f = [sample(s.precision, names) if s.precision else np.ones_like(x[0]) for s in plan.sources]
+    total = np.sum(f, axis=0)
+    right = np.sum(np.array(x) * f, axis=0) / np.where(total == 0, 1.0, total)
+    wrong = np.abs(sample(out, names) - right) > 2.0**-8 * np.abs(right) + 1e-9
+    if wrong.any():
+        raise SystemExit(f"{int(wrong.sum())} entries are not those of the formula")
+
+
+def against_copies(given):
+    """Ratios to reading and writing alone."""
+    folder, found = Path(given.folder), {}
+    tensors = shapes(given.megabytes * 2**20 // 2)
+    files = {}
+    for name, code, seed in (
+        ("a", "BF16", 0),
+        ("b", "BF16", 1),
+        ("fa", "F32", 2),
+        ("fb", "F32", 3),
+    ):
+        files[name] = folder / f"{name}.safetensors"
+        write(files[name], tensors, code, seed)
+    models = [str(files["a"]), str(files["b"])]
+    linear = MergePlan.of({"method": "linear", "sources": models, "parameters": {"weight": 0.5}})
+    fisher = MergePlan.of({"method": "fisher", "sources": [
+        {"model": m, "precision": str(files[f]), "parameters": {"weight": 0.5}}
+        for m, f in zip(models, ("fa", "fb"), strict=True)]})  # fmt: skip
+    for name, plan, inputs in (("linear", linear, "a b"), ("fisher", fisher, "a b fa fb")):
+        read = [files[n] for n in inputs.split()]
+        for safe in (False, True):
+            for workers in given.workers:
+                options = MergeOptions(checksums=safe, fsync=safe, workers=workers)
+
+                def ours(plan=plan, options=options):
+                    merge_checkpoints(plan, folder / "out", options=options, overwrite=True)
+
+                def theirs(read=read, workers=workers, safe=safe):
+                    read_and_write(read, folder / "copy.bin", workers, fsync=safe)
+
+                ours()
+                verify(plan, folder / "out", list(tensors)[:4])
+                case = f"{name}, {'checksums and fsync' if safe else 'neither'}, {workers} threads"
+                found[case] = pairs(ours, theirs, given.pairs)
+                print(f"{case:42} ratio {found[case]['ratio']:.2f} {found[case]['quartiles']}"
+                      f" ours {np.median(found[case]['ours']):.2f} s", flush=True)  # fmt: skip
+        shutil.rmtree(folder / "out")
+    return found
+
+
+def process(command):
+    """Seconds, peak MiB and output of a process."""
+    since = time.perf_counter()
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise SystemExit(f"{command[:4]} failed:\n{run.stderr[-2000:]}")
+    return time.perf_counter() - since, run.stdout
+
+
+def against_mergekit(given):
+    """Ratios of whole processes."""
+    folder, found = Path(given.folder), {}
+    tensors = shapes(given.megabytes * 2**20 // 2)
+    places = [folder / "a", folder / "b"]
+    for seed, place in enumerate(places):
+        place.mkdir(exist_ok=True)
+        write(place / "model.safetensors", tensors, "BF16", seed)
+        width = tensors["model.norm.weight"][0]
+        config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama",
+                  "hidden_size": width, "intermediate_size": 8 * width // 3,
+                  "num_hidden_layers": 16, "num_attention_heads": 8, "num_key_value_heads": 8,
+                  "vocab_size": 16 * width, "dtype": "bfloat16",
+                  "tie_word_embeddings": False}  # fmt: skip
+        (place / "config.json").write_text(json.dumps(config))
+    for tool in given.tools:
+        suffix = "/model.safetensors" if tool == "pytorch" else ""
+        plan = {"merge_method": "linear", "dtype": "bfloat16", "models": [
+            {"model": str(p) + suffix, "parameters": {"weight": w}}
+            for p, w in zip(places, (0.3, 0.7), strict=True)]}  # fmt: skip
+        file = folder / f"{tool}.yaml"
+        file.write_text(yaml.safe_dump(plan))
+        theirs_out, ours_out = folder / f"{tool}-theirs", folder / f"{tool}-ours"
+        peer = [given.python, "-c", MERGEKIT, tool, str(file), str(theirs_out)]
+        peer += ["--no-copy-tokenizer"] if tool == "yaml" else []
+        fast = ["--no-checksums", "--no-fsync", "--quiet", "--overwrite"]
+        command = [sys.executable, "-m", "fishertope", "merge", str(file), "--out", str(ours_out)]
+        graphs = []
+
+        def theirs(peer=peer, out=theirs_out, graphs=graphs):
+            shutil.rmtree(out, ignore_errors=True)
+            seconds, text = process(peer)
+            graphs.append(json.loads(text.strip().split("\n")[-1])["graph"])
+            return seconds
+
+        theirs()
+        process([*command, *fast])
+        names = list(tensors)[:6]
+        apart = np.abs(sample(ours_out, names) - sample(theirs_out, names))
+        print(f"{tool}: largest difference {apart.max():.1e}, "
+              f"{(apart > 0).mean():.1%} of entries rounded otherwise", flush=True)  # fmt: skip
+        graphs.clear()
+        for name, options in (("neither", fast), ("checksums and fsync", fast[2:])):
+            case = f"{tool}, {name}"
+            run = [*command, *options]
+            found[case] = pairs(lambda run=run: process(run)[0], theirs, given.pairs)
+            ours = float(np.median(found[case]["ours"]))
+            found[case] |= {"graph": list(graphs), "to_graph": ours / float(np.median(graphs))}
+            line = f"{case:28} ratio {found[case]['ratio']:.3f} {found[case]['quartiles']}, to the"
+            print(f"{line} graph {found[case]['to_graph']:.2f}, ours {ours:.2f} s", flush=True)
+            graphs.clear()
+            if given.quick:
+                break
+        found[f"{tool}, peak MiB of ours"] = peak(command, fast)
+        print(f"{tool}: peak {found[f'{tool}, peak MiB of ours']:.0f} MiB", flush=True)
+        shutil.rmtree(theirs_out, ignore_errors=True)
+        shutil.rmtree(ours_out, ignore_errors=True)
+    return found
+
+
+def peak(command, options):
+    """Largest resident memory of one run of ours."""
+    code = ("import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
+            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")  # fmt: skip
+    run = [sys.executable, "-c", code, *command, *options]
+    return float(process(run)[1].split()[-1]) / 1024
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=("copy", "mergekit"))
+    parser.add_argument("--folder", required=True, help="room for a few GB; emptied at the end")
+    parser.add_argument("--python", help="of an environment with mergekit==0.1.5")
+    parser.add_argument("--megabytes", type=int, default=1000, help="of each model")
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--tools", nargs="+", default=["pytorch", "yaml"])
+    parser.add_argument("--quick", action="store_true", help="without checksums and fsync only")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    Path(given.folder).mkdir(parents=True)
+    try:
+        found = {"copy": against_copies, "mergekit": against_mergekit}[given.what](given)
+    finally:
+        shutil.rmtree(given.folder)
+    facts = {"load": os.getloadavg(), "cpus": os.cpu_count(), "threads": thread_facts(),
+             "megabytes": given.megabytes,
+             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}  # fmt: skip
+    if given.out:
+        given.out.write_text(json.dumps({"facts": facts, "results": found}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
