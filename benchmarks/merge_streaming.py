@@ -10,7 +10,8 @@ output's size in blocks of 1 MiB with as many threads; checksums and fsync off, 
 ``mergekit-pytorch`` (a pair of single files) or ``mergekit-yaml`` (a Llama-shaped pair); mergekit's
 graph time is that of its executor alone. Both sides' results are compared before anything is
 timed; samples of the two sides alternate, and the median of the pairs' ratios is reported with its
-quartiles.
+quartiles. ``--clock cpu`` counts the processor time of all threads instead of the wall's, for
+machines that others use too.
 """
 
 import argparse
@@ -42,12 +43,13 @@ import mergekit.graph as graph
 import mergekit.merge
 from mergekit.scripts import merge_raw_pytorch, run_yaml
 spent = [0.0]
+clock = time.process_time if sys.argv.pop(1) == "cpu" else time.perf_counter
 run = graph.Executor.run
 def timed(self, *args, **kwargs):
-    since = time.perf_counter()
+    since = clock()
     for found in run(self, *args, **kwargs):
         yield found
-    spent[0] += time.perf_counter() - since
+    spent[0] += clock() - since
 graph.Executor.run = timed
 tool = {"pytorch": merge_raw_pytorch, "yaml": run_yaml}[sys.argv[1]]
 tool.main(sys.argv[2:], standalone_mode=False)
@@ -119,14 +121,14 @@ def read_and_write(inputs, out, threads, fsync=False):
     os.unlink(out)
 
 
-def pairs(ours, theirs, count):
+def pairs(ours, theirs, count, clock=time.perf_counter):
     """Seconds of both sides, one after the other, and the ratio's median and quartiles."""
     left, right = [], []
     for i in range(count):
         for side, run in [(left, ours), (right, theirs)][:: 1 if i % 2 else -1]:
-            since = time.perf_counter()
+            since = clock()
             extra = run()
-            side.append(extra if isinstance(extra, float) else time.perf_counter() - since)
+            side.append(extra if isinstance(extra, float) else clock() - since)
     ratios = np.array(left) / np.array(right)
     low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
     return {
@@ -192,20 +194,24 @@ def against_copies(given):
                 ours()
                 verify(plan, folder / "out", list(tensors)[:4])
                 case = f"{name}, {'checksums and fsync' if safe else 'neither'}, {workers} threads"
-                found[case] = pairs(ours, theirs, given.pairs)
+                clock = {"wall": time.perf_counter, "cpu": time.process_time}[given.clock]
+                found[case] = pairs(ours, theirs, given.pairs, clock)
                 print(f"{case:42} ratio {found[case]['ratio']:.2f} {found[case]['quartiles']}"
                       f" ours {np.median(found[case]['ours']):.2f} s", flush=True)  # fmt: skip
         shutil.rmtree(folder / "out")
     return found
 
 
-def process(command):
-    """Seconds, peak MiB and output of a process."""
-    since = time.perf_counter()
+def process(command, clock="wall"):
+    """Seconds (of the wall, or of all its threads) and output of a process."""
+    since, before = time.perf_counter(), os.times()
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
         raise SystemExit(f"{command[:4]} failed:\n{run.stderr[-2000:]}")
-    return time.perf_counter() - since, run.stdout
+    after = os.times()
+    spent = after.children_user + after.children_system
+    spent -= before.children_user + before.children_system
+    return (spent if clock == "cpu" else time.perf_counter() - since), run.stdout
 
 
 def against_mergekit(given):
@@ -231,7 +237,7 @@ def against_mergekit(given):
         file = folder / f"{tool}.yaml"
         file.write_text(yaml.safe_dump(plan))
         theirs_out, ours_out = folder / f"{tool}-theirs", folder / f"{tool}-ours"
-        peer = [given.python, "-c", MERGEKIT, tool, str(file), str(theirs_out)]
+        peer = [given.python, "-c", MERGEKIT, given.clock, tool, str(file), str(theirs_out)]
         peer += ["--no-copy-tokenizer"] if tool == "yaml" else []
         fast = ["--no-checksums", "--no-fsync", "--quiet", "--overwrite"]
         command = [sys.executable, "-m", "fishertope", "merge", str(file), "--out", str(ours_out)]
@@ -239,7 +245,7 @@ def against_mergekit(given):
 
         def theirs(peer=peer, out=theirs_out, graphs=graphs):
             shutil.rmtree(out, ignore_errors=True)
-            seconds, text = process(peer)
+            seconds, text = process(peer, given.clock)
             graphs.append(json.loads(text.strip().split("\n")[-1])["graph"])
             return seconds
 
@@ -253,7 +259,7 @@ def against_mergekit(given):
         for name, options in (("neither", fast), ("checksums and fsync", fast[2:])):
             case = f"{tool}, {name}"
             run = [*command, *options]
-            found[case] = pairs(lambda run=run: process(run)[0], theirs, given.pairs)
+            found[case] = pairs(lambda run=run: process(run, given.clock)[0], theirs, given.pairs)
             ours = float(np.median(found[case]["ours"]))
             found[case] |= {"graph": list(graphs), "to_graph": ours / float(np.median(graphs))}
             line = f"{case:28} ratio {found[case]['ratio']:.3f} {found[case]['quartiles']}, to the"
@@ -283,6 +289,7 @@ def main():
     parser.add_argument("--python", help="of an environment with mergekit==0.1.5")
     parser.add_argument("--megabytes", type=int, default=1000, help="of each model")
     parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--tools", nargs="+", default=["pytorch", "yaml"])
     parser.add_argument("--quick", action="store_true", help="without checksums and fsync only")
@@ -294,7 +301,7 @@ def main():
     finally:
         shutil.rmtree(given.folder)
     facts = {"load": os.getloadavg(), "cpus": os.cpu_count(), "threads": thread_facts(),
-             "megabytes": given.megabytes,
+             "megabytes": given.megabytes, "clock": given.clock,
              "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}  # fmt: skip
     if given.out:
         given.out.write_text(json.dumps({"facts": facts, "results": found}, indent=2) + "\n")

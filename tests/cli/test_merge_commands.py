@@ -128,3 +128,44 @@ def test_the_merge_runs_without_torch(room):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (room / "x" / "model.safetensors").is_file()
+
+
+EVALUATE = """
+import numpy as np
+from pathlib import Path
+
+def first(folder):
+    path = Path(folder) / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    return np.frombuffer(data[8 + length :], dtype=np.float32)[0]
+
+def loss(folder, split):
+    with Path("asked.txt").open("a") as file:
+        file.write(split + "\\n")
+    rng = np.random.default_rng(0 if split == "selection" else 1)
+    a, b = (first(n) for n in "ab")
+    wanted = 0.3 * a + 0.7 * b
+    return (rng.normal(wanted, 0.01, size=50) - first(folder)) ** 2
+"""
+
+
+def test_merging_check_49_search_reports_on_a_split_that_did_not_choose(room, capsys, monkeypatch):
+    (room / "my_task.py").write_text(EVALUATE)
+    monkeypatch.syspath_prepend(str(room))
+    options = ["--evaluate", "my_task:loss", "--minimise", "--points", "11", "--json"]
+    code, out, _ = run(capsys, "search", "a", "b", "-o", "best", *options)
+    assert code == 0
+    found = json.loads(out)
+    np.testing.assert_allclose(found["weights"], [0.3, 0.7])
+    assert len(found["trials"]) == 11
+    assert set(found["report"]) == {"merged", "source 0", "source 1", "isotropic (equal)"}
+    assert all(d["high"] < 0 for d in found["differences"].values())
+    asked = (room / "asked.txt").read_text().split()
+    assert asked == ["selection"] * 11 + ["report"] * 4
+    assert run(capsys, "verify", "best")[0] == 0
+    assert not [p for p in room.iterdir() if "candidates" in p.name]
+    code, _, err = run(capsys, "search", "a", "b", "-o", "best", *options)
+    assert code == 1
+    assert "there already" in err
+    assert run(capsys, "search", "a", "b", "-o", "x", "--evaluate", "nothing")[0] == 2

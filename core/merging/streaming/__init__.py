@@ -8,3 +8,7 @@ from .merge import (
     MergeReport as MergeReport,
     merge_checkpoints as merge_checkpoints,
 )
+from .search import (
+    CheckpointSearch as CheckpointSearch,
+    search_checkpoints as search_checkpoints,
+)

@@ -16,6 +16,7 @@ from . import (
     _merge,
     _npeff,
     _relu,
+    _search,
     _text,
     _verify,
 )
@@ -54,6 +55,7 @@ app.command("fisher")(_fisher.fisher)
 app.command("estimate")(_estimate.estimate)
 app.command("inspect")(_inspect.inspect)
 app.command("merge")(_merge.merge)
+app.command("search")(_search.search)
 app.command("verify")(_verify.verify)
 app.add_typer(_experiment.group, name="experiment")
 app.add_typer(_npeff.group, name="npeff")

@@ -24,6 +24,17 @@ def is_loader(given: str) -> bool:
 def call_loader(given: str) -> Any:
     """What ``module:function`` returns when called without arguments.
 
+    Raises
+    ------
+    InvalidInputError
+        As :func:`function_of`.
+    """
+    return function_of(given)()
+
+
+def function_of(given: str) -> Any:
+    """The function ``module:function``.
+
     The module is looked for in the current folder first, as ``python -m`` does.
 
     Raises
@@ -47,10 +58,10 @@ def call_loader(given: str) -> Any:
     if not callable(found):
         what = "no such name" if found is None else f"a {type(found).__name__}"
         raise InvalidInputError(
-            f"{given} was given; {module} has {what} as {name!r}. A function without arguments "
-            "that returns the model or the data is taken."
+            f"{given} was given; {module} has {what} as {name!r}. A function is taken: without "
+            "arguments, returning the model or the data; for a search, of a folder and a split."
         )
-    return found()
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
