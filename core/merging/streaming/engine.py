@@ -90,7 +90,12 @@ def blocks_of(jobs: Sequence[Job], cut: Cut) -> list[Block]:
 
 
 def choose_cut(
-    jobs: Sequence[Job], workers: int, memory: int | None, resident: int, entries: int | None
+    jobs: Sequence[Job],
+    workers: int,
+    memory: int | None,
+    resident: int,
+    entries: int | None,
+    whole: int = 0,
 ) -> Cut:
     """Buffers that stay inside a budget for the whole process.
 
@@ -103,6 +108,8 @@ def choose_cut(
     resident : int
         Bytes that it takes now.
     entries : int or None
+    whole : int
+        Bytes of the largest site that is solved whole; every worker may hold one.
 
     Raises
     ------
@@ -115,15 +122,15 @@ def choose_cut(
     least = max(LEAST_BUFFER, widest)
     # A quarter is left for what the allocator keeps and for what threads need beside buffers.
     room = int(0.75 * (memory - resident)) - (2 << 20)
-    fits = min(workers, room // least)
+    fits = min(workers, room // (least + whole))
     if fits < 1:
-        need = (resident + int(4 * (least + (2 << 20)) / 3)) / 2**20 + 1
+        need = (resident + int(4 * (least + whole + (2 << 20)) / 3)) / 2**20 + 1
         raise InvalidInputError(
             f"A memory budget of {memory / 2**20:.0f} MiB was given; this merge takes at least "
             f"{need:.0f} MiB in this process ({resident / 2**20:.0f} MiB before it begins). Raise "
             "the budget."
         )
-    return Cut(workers=fits, buffer=min(BUFFER, max(least, room // fits)), entries=entries)
+    return Cut(workers=fits, buffer=min(BUFFER, max(least, room // fits - whole)), entries=entries)
 
 
 @dataclass(kw_only=True)

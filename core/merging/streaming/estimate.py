@@ -56,8 +56,8 @@ def _facts(found: Prepared, out: Path, options: MergeOptions) -> dict[str, Any]:
     assert layout is not None
     warm_up(found)
     resident = resident_bytes()
-    cut = choose_cut(jobs, options.threads, options.memory, resident, options.block_entries)
-    groups = max((g.bytes for g in found.groups.values()), default=0)
+    groups = found.largest_group
+    cut = choose_cut(jobs, options.threads, options.memory, resident, options.block_entries, groups)
     buffers = max(
         (cut.step(j) * j.bytes_per_entry for j in jobs), default=0
     ) * cut.workers + groups * min(cut.workers, max(1, len(found.groups)))

@@ -193,7 +193,7 @@ def merge_checkpoints(
             build_all(list(found.jobs.values()), options.threads, watch)
             cut = choose_cut(
                 list(found.jobs.values()), options.threads, options.memory, resident_bytes(),
-                options.block_entries,
+                options.block_entries, found.largest_group,
             )  # fmt: skip
             counts, digests = _write(found, folder, options, cut, watch)
             facts = report_facts(found, counts, time.monotonic() - started, cut)

@@ -101,6 +101,11 @@ class Prepared:
         """K, the number of results."""
         return max(1, len(self.plan.grid))
 
+    @property
+    def largest_group(self) -> int:
+        """Bytes of the largest site that is solved whole; 0 where there is none."""
+        return max((g.bytes for g in self.groups.values()), default=0)
+
     def setting(self, key: str, name: str, source: int | None = None) -> Any:
         """A parameter's value for one tensor (and one source)."""
         kind = self.plan.family

@@ -6,6 +6,7 @@ weight vectors. What it gives does not depend on how the tensor is cut.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,6 +22,24 @@ from ...types import Device, FloatArray, NumpyArray
 from ..draws import SiteDraws
 from .inputs import Input
 from .precisions import PrecisionFile
+
+
+class _Buffers(threading.local):
+    """Arrays that each thread uses again for every block: fresh ones cost a page fault each."""
+
+    def __init__(self) -> None:
+        self._room: dict[str, NumpyArray] = {}
+
+    def take(self, key: str, n: int, entries: int, dtype: np.dtype[np.generic]) -> NumpyArray:
+        """An array (n, entries), contiguous."""
+        need = n * entries * dtype.itemsize
+        room = self._room.get(key)
+        if room is None or room.nbytes < need or room.nbytes > 4 * need + (1 << 16):
+            room = self._room[key] = np.empty(need, dtype=np.uint8)
+        return room[:need].view(dtype).reshape(n, entries)
+
+
+_BUFFERS = _Buffers()
 
 
 @dataclass(slots=True)
@@ -81,8 +100,8 @@ class Site:
         return codes.pop()
 
     def read(self, start: int, stop: int, code: str) -> NumpyArray:
-        """(n, stop − start) as stored in ``code`` by all sources."""
-        out = np.empty((len(self.sources), stop - start), dtype=stored_dtype(code))
+        """(n, stop − start) as stored in ``code`` by all sources; lent until the next call."""
+        out = _BUFFERS.take("x", len(self.sources), stop - start, stored_dtype(code))
         for row, source in zip(out, self.sources, strict=True):
             source.read(self.name, start, row)
         return out
@@ -270,10 +289,11 @@ class Diagonal:
         return (code if same else None), ("F64" if not same else common)
 
     def _read_precisions(self, start: int, stop: int, code: str) -> NumpyArray:
-        out = np.zeros((len(self.precisions), stop - start), dtype=stored_dtype(code))
+        out = _BUFFERS.take("f", len(self.precisions), stop - start, stored_dtype(code))
         for row, p in zip(out, self.precisions, strict=True):
             tensor = None if p is None else p.tensor(self.site.name)
             if p is None or tensor is None:
+                row[:] = 0
                 continue
             if tensor.dtype == code:
                 p.read(self.site.name, start, row)
