@@ -165,21 +165,18 @@ def against_copies(given):
     """Ratios to reading and writing alone."""
     folder, found = Path(given.folder), {}
     tensors = shapes(given.megabytes * 2**20 // 2)
-    files = {}
-    for name, code, seed in (
-        ("a", "BF16", 0),
-        ("b", "BF16", 1),
-        ("fa", "F32", 2),
-        ("fb", "F32", 3),
-    ):
-        files[name] = folder / f"{name}.safetensors"
+    kinds = [("a", "BF16"), ("b", "BF16"), ("fa", "F32"), ("fb", "F32")]
+    files = {name: folder / f"{name}.safetensors" for name, _ in kinds}
+    for seed, (name, code) in enumerate(kinds if "fisher" in given.methods else kinds[:2]):
         write(files[name], tensors, code, seed)
     models = [str(files["a"]), str(files["b"])]
     linear = MergePlan.of({"method": "linear", "sources": models, "parameters": {"weight": 0.5}})
     fisher = MergePlan.of({"method": "fisher", "sources": [
         {"model": m, "precision": str(files[f]), "parameters": {"weight": 0.5}}
         for m, f in zip(models, ("fa", "fb"), strict=True)]})  # fmt: skip
-    for name, plan, inputs in (("linear", linear, "a b"), ("fisher", fisher, "a b fa fb")):
+    cases = {"linear": (linear, "a b"), "fisher": (fisher, "a b fa fb")}
+    for name in given.methods:
+        plan, inputs = cases[name]
         read = [files[n] for n in inputs.split()]
         for safe in (False, True):
             for workers in given.workers:
@@ -289,6 +286,7 @@ def main():
     parser.add_argument("--python", help="of an environment with mergekit==0.1.5")
     parser.add_argument("--megabytes", type=int, default=1000, help="of each model")
     parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--methods", nargs="+", default=["linear", "fisher"])
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--tools", nargs="+", default=["pytorch", "yaml"])
