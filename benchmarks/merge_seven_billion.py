@@ -83,8 +83,11 @@ def sample(folder, entries=1 << 16):
 
 def run(arguments):
     """Standard output and peak MiB of ``fishertope merge``."""
-    code = ("import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); print("
-            "resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024, file=sys.stderr)")  # fmt: skip
+    code = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); usage = "
+        "resource.getrusage(resource.RUSAGE_CHILDREN); print(usage.ru_maxrss // 1024, "
+        "file=sys.stderr)"
+    )
     command = [sys.executable, "-c", code, sys.executable, "-m", "fishertope", "merge", *arguments]
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
     if done.returncode:
