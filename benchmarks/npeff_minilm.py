@@ -71,7 +71,9 @@ def followed(small, W, G_inside, rest, eta, target, most):
     # A loss every tenth step, of which it costs one more product.
     steps = 10 * (int(reached[0]) + 1) if len(reached) else None
     finite = losses[np.isfinite(losses)]
-    return steps, float(finite.min(initial=np.inf)), float(losses[0])
+    # A run that diverges at once has no loss to show.
+    first = float(losses[0]) if len(losses) else np.inf
+    return steps, float(finite.min(initial=np.inf)), first
 
 
 def one_seed(seed, store, options, console):
