@@ -104,7 +104,7 @@ def _structured(terms: Terms, kinds: set[type[Any]], shape: tuple[int, ...]) -> 
         )
     if kinds <= {DenseBlock, Isotropic, Diagonal}:
         M = _added([c * cast(DenseBlock, p).matrix for c, p in rest])
-        extra = diagonal_of(simple, shape)
+        extra: Any = diagonal_of(simple, shape)
         if not isinstance(extra, float):
             M = M + array_namespace(M).eye(int(M.shape[0])) * extra.reshape(-1)[None, :]
             extra = 0.0

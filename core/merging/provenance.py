@@ -63,9 +63,10 @@ def _precision(name: str, i: int, p: Any) -> tuple[Precision, int]:
             f"The precision of {name!r} in source {i} is a {type(p).__name__}; a Precision, or an "
             "array of the tensor's shape for a diagonal, is accepted."
         )
-    xp: Any = array_namespace(p)
-    f = xp.astype(p.detach() if hasattr(p, "detach") else p, xp.float64)
-    top = float(xp.max(f)) if f.size and int(np.prod(f.shape)) else 0.0
+    given: Any = p
+    xp: Any = array_namespace(given)
+    f = xp.astype(given.detach() if hasattr(given, "detach") else given, xp.float64)
+    top = float(xp.max(f)) if int(np.prod(tuple(f.shape))) else 0.0
     tiny = (f < 0) & (f >= -NEGATIVE_TOLERANCE * max(top, 0.0))
     count = int(xp.sum(xp.astype(tiny, xp.int64)))
     if count:

@@ -47,9 +47,10 @@ def length_of(data: Any) -> int | None:
     """Number of examples of arrays, tuples of arrays, or lists; None where it is not known."""
     if isinstance(data, tuple) and data and all(hasattr(x, "shape") for x in data):
         return int(data[0].shape[0])
-    if hasattr(data, "shape"):
-        return int(data.shape[0])
-    return len(data) if isinstance(data, list) else None
+    if isinstance(data, list):
+        return len(data)
+    shape = getattr(data, "shape", None)
+    return int(shape[0]) if shape else None
 
 
 def head(data: Any, n: int | None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -109,44 +110,15 @@ def search_weights(
             "which the weights were chosen is too good. Give other data (nested_splits makes "
             "pairs), or allow_leak=True, which the result records."
         )
-    chosen_by, sign = optimiser_of(search), 1.0 if maximise else -1.0
-    n = len(sources)
-
-    def merged(weights: FloatArray, how: Any = method, trees: Any = precisions) -> MergeSolution:
-        own = options if how is method else _without_method_options(options)
-        return merge(sources, trees, method=how, weights=weights.tolist(), **own)
-
-    def run(how: Any, trees: Any) -> tuple[Trial, ...]:
-        trials: list[Trial] = []
-
-        def score(weights: FloatArray, size: int | None) -> float:
-            model = merged(weights, how, trees).model()
-            value = float(scores_of(evaluate, model, head(selection, size), metric).mean())
-            trial = Trial(tuple(float(w) for w in weights), value, size)
-            trials.append(trial)
-            if callback is not None and callback(trial) is True:
-                raise _Stop
-            return sign * value
-
-        with suppress(_Stop):
-            chosen_by.run(score, n, length_of(selection), seed)
-        return tuple(trials)
-
-    trials = run(method, precisions)
-    best = _best(trials, sign)
-    solution = merged(np.array(best.weights))
-    plain = run("isotropic", None) if isotropic else ()
-    scores: dict[str, FloatArray] = {}
-    if report is not None:
-        models: dict[str, Callable[[], Any]] = {"merged": solution.model}
-        for i in range(n):
-            models[f"source {i}"] = _corner(merged, n, i)
-        if isotropic:
-            top = np.array(_best(plain, sign).weights)
-            models["isotropic (searched)"] = lambda: merged(top, "isotropic", None).model()
-            equal = np.full(n, 1.0 / n)
-            models["isotropic (equal)"] = lambda: merged(equal, "isotropic", None).model()
-        scores = {k: scores_of(evaluate, m(), report, metric) for k, m in models.items()}
+    chosen_by = optimiser_of(search)
+    work = _Work(
+        sources, evaluate, metric, 1.0 if maximise else -1.0, options, chosen_by, seed, callback
+    )
+    trials = work.run(selection, method, precisions)
+    best = work.best(trials)
+    solution = work.merged(np.array(best.weights), method, precisions)
+    plain = work.run(selection, "isotropic", None) if isotropic else ()
+    scores = {} if report is None else work.reported(report, solution, plain)
     differences = {
         name: Difference(
             *bootstrap_difference(scores["merged"], s, n_boot=n_boot, level=level, seed=seed)
@@ -154,6 +126,10 @@ def search_weights(
         for name, s in scores.items()
         if name != "merged"
     }
+    facts = {
+        "search": repr(chosen_by), "metric": metric, "maximise": maximise, "seed": seed,
+        "evaluations": len(trials) + len(plain), "leak": why, "n_boot": n_boot,
+    }  # fmt: skip
     return WeightSearch(
         weights=np.array(best.weights),
         solution=solution,
@@ -164,33 +140,67 @@ def search_weights(
         differences=differences,
         level=level,
         leak=bool(why),
-        facts={
-            "search": repr(chosen_by),
-            "metric": metric,
-            "maximise": maximise,
-            "seed": seed,
-            "evaluations": len(trials) + len(plain),
-            "leak": why,
-            "n_boot": n_boot,
-        },
+        facts=facts,
     )
 
 
-def _corner(merged: Callable[..., MergeSolution], n: int, i: int) -> Callable[[], Any]:
-    """Source i as a model of the merged kind."""
-    return lambda: merged(np.eye(n)[i], "isotropic", None).model()
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """The arguments of a search, and what is done with them."""
+
+    sources: Sequence[Any]
+    evaluate: Evaluate
+    metric: str | None
+    sign: float
+    options: Mapping[str, Any]
+    optimiser: Optimiser
+    seed: int
+    callback: Progress | None
+
+    def merged(self, weights: FloatArray, method: Any, trees: Any) -> MergeSolution:
+        """The merge with these weights; plain averaging takes the common options only."""
+        own = {k: v for k, v in self.options.items() if method != "isotropic" or k in _COMMON}
+        return merge(self.sources, trees, method=method, weights=weights.tolist(), **own)
+
+    def run(self, selection: Any, method: Any, trees: Any) -> tuple[Trial, ...]:
+        """Every evaluation of one search, all on the selection split."""
+        trials: list[Trial] = []
+
+        def score(weights: FloatArray, size: int | None) -> float:
+            model = self.merged(weights, method, trees).model()
+            data = head(selection, size)
+            value = float(scores_of(self.evaluate, model, data, self.metric).mean())
+            trial = Trial(tuple(float(w) for w in weights), value, size)
+            trials.append(trial)
+            if self.callback is not None and self.callback(trial) is True:
+                raise _Stop
+            return self.sign * value
+
+        with suppress(_Stop):
+            self.optimiser.run(score, len(self.sources), length_of(selection), self.seed)
+        return tuple(trials)
+
+    def best(self, trials: Sequence[Trial]) -> Trial:
+        """The first of the best trials on all selection examples."""
+        full = [t for t in trials if t.n_examples is None] or list(trials)
+        if not full:
+            raise InvalidInputError("The search tried no weights; give a space with points.")
+        return full[int(np.argmax([self.sign * t.score for t in full]))]
+
+    def reported(
+        self, report: Any, solution: MergeSolution, plain: Sequence[Trial]
+    ) -> dict[str, FloatArray]:
+        """Scores on the report split: of the merge, of each source, of plain averages."""
+        n = len(self.sources)
+        weights = {f"source {i}": np.eye(n)[i] for i in range(n)}
+        if plain:
+            weights["isotropic (searched)"] = np.array(self.best(plain).weights)
+            weights["isotropic (equal)"] = np.full(n, 1.0 / n)
+        scores = {"merged": scores_of(self.evaluate, solution.model(), report, self.metric)}
+        for name, w in weights.items():
+            model = self.merged(w, "isotropic", None).model()
+            scores[name] = scores_of(self.evaluate, model, report, self.metric)
+        return scores
 
 
 _COMMON = ("sites", "backend", "device", "nonfinite", "deterministic", "check_models")
-
-
-def _without_method_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that plain averaging takes too."""
-    return {k: v for k, v in options.items() if k in _COMMON}
-
-
-def _best(trials: Sequence[Trial], sign: float) -> Trial:
-    full = [t for t in trials if t.n_examples is None] or list(trials)
-    if not full:
-        raise InvalidInputError("The search tried no weights; give a space with points.")
-    return full[int(np.argmax([sign * t.score for t in full]))]

@@ -43,14 +43,12 @@ def solve_convex(system: GroupSystem, options: Cvxpy) -> tuple[Array, str]:
     top = float(np.abs(A).max()) or 1.0
     step = float(np.abs(np.asarray(to_numpy(system.sources)).reshape(-1, size) - c).max()) or 1.0
     constraints: list[Any] = []
+    spread = np.asarray(to_numpy(system.sources)).reshape(-1, size) - c
+    w: Any = cp.Variable(len(system.weights), nonneg=True)
+    d: Any = cp.Variable(size)
     if options.hull:
-        n = len(system.weights)
-        w = cp.Variable(n, nonneg=True)
-        spread = np.asarray(to_numpy(system.sources)).reshape(n, size) - c
-        d: Any = (spread.T / step) @ w
+        d = (spread.T / step) @ w
         constraints.append(cp.sum(w) == 1)
-    else:
-        d = cp.Variable(size)
     if options.box is not None:
         low, high = options.box
         constraints += [c / step + d >= low / step, c / step + d <= high / step]
