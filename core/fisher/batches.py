@@ -132,5 +132,10 @@ def model_digest(engine: ModelEngine) -> str:
     whole = getattr(engine, "model_sha256", None)
     if whole is not None:
         return str(whole())
+    return theta_digest(engine)
+
+
+def theta_digest(engine: ModelEngine) -> str:
+    """SHA-256 of the bytes of θ, which whoever holds the parameters alone can take again."""
     theta = np.ascontiguousarray(to_numpy(engine.theta()))
     return hashlib.sha256(theta.reshape(-1).view(np.uint8).data).hexdigest()

@@ -20,6 +20,7 @@ from .batches import (
     examples_of,
     model_digest,
     split_batch,
+    theta_digest,
 )
 from .draws import draws_of
 from .estimators import plan_of
@@ -115,7 +116,8 @@ def fisher_products(
         for name, layout in plan.layouts.items()
     }
     facts = {"structure": "implicit", "output": derive.output.name, **rule.facts()}
-    facts |= {"model_sha256": model_digest(derive), "normalisation": "per example"}
+    facts |= {"model_sha256": model_digest(derive), "theta_sha256": theta_digest(derive)}
+    facts["normalisation"] = "per example"
     return PrecisionTree(
         sites=found, layouts=plan.layouts, n_examples=first,
         trace_errors=dict.fromkeys(found, float("nan")), facts=facts,

@@ -24,7 +24,7 @@ def permuted_tree(tree: Mapping[str, Any], axes: Mapping[str, Mapping[int, IntAr
             if name in tree.parameters
         }
         # The hash of the parameters is that of the old order.
-        facts = {k: v for k, v in tree.facts.items() if k != "model_sha256"}
+        facts = {k: v for k, v in tree.facts.items() if k not in ("model_sha256", "theta_sha256")}
         moved = tree.permuted(own)
         return PrecisionTree(
             sites=moved.sites, n_examples=moved.n_examples, trace_errors=moved.trace_errors,

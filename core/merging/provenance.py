@@ -95,7 +95,8 @@ def check_trees(trees: Sequence[Tree], sources: Sequence[Source], *, check_model
     if not check_models:
         return
     for i, (tree, source) in enumerate(zip(trees, sources, strict=True)):
-        wanted = getattr(tree, "facts", {}).get("model_sha256")
+        facts = getattr(tree, "facts", {})
+        wanted = facts.get("theta_sha256", facts.get("model_sha256"))
         if wanted is None:
             continue
         if wanted not in _digests(tree, source):

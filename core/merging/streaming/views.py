@@ -99,7 +99,7 @@ def check_model(precision: PrecisionFile, source: Input, number: int) -> None:
     InvalidInputError
         If none gives the hash.
     """
-    wanted = precision.facts.get("model_sha256")
+    wanted = precision.facts.get("theta_sha256", precision.facts.get("model_sha256"))
     if not isinstance(wanted, str):
         return
     everything = [n for n in source.tensors if source.floating(n)]
