@@ -66,17 +66,22 @@ def plain(value: Any) -> JSON:
     )
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python, of fishertope and of the libraries that are loaded in this process."""
+def versions(*, loaded: bool = True) -> dict[str, str]:
+    """Versions of Python, of fishertope and of the libraries that are loaded in this process.
+
+    With ``loaded=False`` of those that are installed, whether loaded or not: the same at every
+    moment of a process.
+    """
     found = {"python": platform.python_version()}
     for name in _REPORTED:
         module = _MODULES.get(name, name)
-        if name != "fishertope" and module not in sys.modules:
+        if loaded and name != "fishertope" and module not in sys.modules:
             continue
         try:
             found[name] = version(name)
         except PackageNotFoundError:
-            found[name] = str(getattr(sys.modules.get(module), "__version__", "not installed"))
+            if module in sys.modules or name == "fishertope":
+                found[name] = str(getattr(sys.modules.get(module), "__version__", "not installed"))
     return found
 
 

@@ -13,7 +13,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import CorruptFileError, ForeignFolderError, InvalidInputError, ResultsExistError
+from ..errors import (
+    CorruptFileError,
+    ForeignFolderError,
+    InvalidInputError,
+    ResultsExistError,
+    WriteFailedError,
+)
 from ..types import NumpyArray
 from .arrays import load_arrays, save_arrays
 from .atomic import PARTIAL_SUFFIX, explain_write, read_json, write_json
@@ -75,7 +81,7 @@ class ShardWriter:
                 "fishertope_store": FORMAT_VERSION,
                 "kind": kind,
                 "identity": self.identity,
-                "versions": versions(),
+                "versions": versions(loaded=False),
             }
             write_json(self.path / PLAN, plan)
         self.plan = read_plan(self.path)
@@ -100,7 +106,12 @@ class ShardWriter:
         WriteFailedError
             If the disk is full or read-only; the shards before it stay.
         """
-        save_arrays(self.path / shard_name(number), arrays, facts, kind=self.kind)
+        try:
+            save_arrays(self.path / shard_name(number), arrays, facts, kind=self.kind)
+        except WriteFailedError as error:
+            raise WriteFailedError(
+                f"{error} The shards before it are kept: make room, and the same call resumes."
+            ) from error
 
     def missing(self, count: int) -> list[int]:
         """Numbers below ``count`` of shards that are not there."""
