@@ -19,8 +19,8 @@ _LATEX = {
 }  # fmt: skip
 
 
-def component_table(report: DecompositionReport) -> Table:
-    """One row a component, the named ones first."""
+def component_table(report: DecompositionReport, *, brief: bool = False) -> Table:
+    """One row a component, the named ones first; ``brief`` for narrow terminals."""
     columns = [
         Column(name="#"),
         Column(name="share", format=".1%", help="of the explained Fisher mass"),
@@ -58,7 +58,10 @@ def component_table(report: DecompositionReport) -> Table:
                 help="mean |cos| to the matching component of runs on random subsets",
             )
         )
-    rows = [[*_row(report, int(k))] for k in report.order]
+    rows = [_row(report, int(k)) for k in report.order]
+    if brief:
+        shown = [i for i, c in enumerate(columns) if c.name not in ("predicted", "random")]
+        columns, rows = [columns[i] for i in shown], [[row[i] for i in shown] for row in rows]
     return Table(columns=columns, rows=rows)
 
 
@@ -167,7 +170,7 @@ def latex_of(report: DecompositionReport) -> str:
         name = tex(report.name_of(k))
         for place, i in enumerate(top[k].tolist()):
             head = f"{k} & {name}" if place == 0 else " & "
-            lines.append(f"{head} & {tex(_clipped(texts[i], 140))} \\\\")
+            lines.append(f"{head} & {tex(_clipped(texts[int(i)], 140))} \\\\")
         lines.append(r"\addlinespace")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
@@ -186,7 +189,7 @@ def markdown_of(report: DecompositionReport) -> str:
         top = report.factorization.top_examples(report.n_top)
         for k in report.order.tolist():
             lines += ["", f"## {k}: {report.name_of(k)}", ""]
-            shown = (_clipped(report.examples.texts[i], 240) for i in top[k].tolist())
+            shown = (_clipped(report.examples.texts[int(i)], 240) for i in top[k].tolist())
             lines += [f"- {text}" for text in shown]
     return "\n".join(lines) + "\n"
 

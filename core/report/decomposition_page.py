@@ -123,7 +123,7 @@ def _evidence(report: DecompositionReport, f: Finding) -> Html:
     return tag(
         "p", "AUROC ", tag("b", f"{f.auroc:.2f}"), " held out, ",
         tag("b", f"p {_p(f.p_corrected)}"),
-        f" · {top} of {size} strongest, {f.in_all:.0%} of all", class_="stat",
+        f" · in {top} of its {size} strongest, in {f.in_all:.0%} of all", class_="stat",
     )  # fmt: skip
 
 
@@ -242,6 +242,11 @@ def _reading(report: DecompositionReport) -> list[Html]:
             "<b>Component</b>: a direction g in the space of the parameters, with an amount W ≥ 0 "
             "in every example. Examples that share a component are those whose answers depend on "
             "the same parameters in the same way."
+        ),
+        Html(
+            "<b>Names</b>: “said …” is the model's answer, “model is unsure” an answer whose "
+            "probability is in the lowest quarter, “+” two features together; names in brackets "
+            "are not confirmed."
         ),
         Html("<b>Share</b>: the part of everything explained that this component explains."),
         Html(

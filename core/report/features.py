@@ -79,7 +79,7 @@ def answer_features(
     predictions : sequence (n,)
         Class numbers or names.
     probabilities : array (n, C), optional
-        "unsure": the answer's probability is in the lowest quarter.
+        "model is sure", "unsure": the answer's probability is in the highest, the lowest quarter.
     """
     found = [
         Feature(name=f"{SAID}{name}", kind="answer", mask=mask)
@@ -91,8 +91,8 @@ def answer_features(
     if probabilities is not None:
         sure = np.asarray(probabilities, dtype=np.float64).max(axis=1)
         low, high = np.quantile(sure, [0.25, 0.75])
-        found.append(Feature(name="unsure", kind="answer", mask=sure <= low))
-        found.append(Feature(name="sure", kind="answer", mask=sure >= high))
+        found.append(Feature(name="model is unsure", kind="answer", mask=sure <= low))
+        found.append(Feature(name="model is sure", kind="answer", mask=sure >= high))
     return found
 
 

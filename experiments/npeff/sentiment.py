@@ -2,8 +2,8 @@
 
 ``python -m fishertope.experiments.npeff.sentiment --out sentiment-report`` fine-tunes MiniLM on
 opinions from five sources, computes the exact Fisher of every held-out text, factorizes them, and
-writes the page. Each part is kept beside the page and not computed again, so that a run that was
-stopped goes on.
+writes the page. Classifier, Fishers, fit and lift are kept and not computed again, so that a run
+that was stopped goes on from there.
 """
 
 from __future__ import annotations
@@ -314,7 +314,7 @@ def main(
         raise typer.Exit(1) from error
     from ...core.report.decomposition_exports import component_table
 
-    Console(file=sys.stdout).print(component_table(report))
+    Console(file=sys.stdout).print(component_table(report, brief=True))
     typer.echo(f"Open {out / 'report.html'} in a browser.")
 
 

@@ -361,7 +361,7 @@ def report(
     elif not quiet:
         from ..core.report.decomposition_exports import component_table
 
-        stdout().print(component_table(made))
+        stdout().print(component_table(made, brief=True))
         line = f"Open {out / 'report.html'} in a browser."
         stdout().print(line, markup=False, highlight=False)
 

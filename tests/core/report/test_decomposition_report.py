@@ -157,7 +157,7 @@ def test_features_say_what_they_hold():
     names = {f.name: f.mask.tolist() for f in answers}
     assert names["said p"] == [False, True, True, False]
     assert names["wrong answer"] == [False, False, True, False]
-    assert names["unsure"] == [False, True, False, False]
+    assert names["model is unsure"] == [False, True, False, False]
     both = conjunctions(label_features([0, 1, 1, 0], None) + meta[4:5], [])
     assert both == []
     with pytest.raises(InvalidInputError, match="NaN"):
