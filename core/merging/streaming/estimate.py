@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..plans.plan import MergePlan
+from .checkpoint import Checkpoint
 from .engine import choose_cut, resident_bytes
 from .merge import MergeOptions, warm_up
 from .prepare import Prepared, prepare
@@ -97,7 +98,7 @@ def _read_rate(found: Prepared) -> float:
     done, since = 0, time.perf_counter()
     for source in found.sources[:2]:
         store = source.store
-        shard = (store if hasattr(store, "shards") else store.weights).shards[0]
+        shard = (store if isinstance(store, Checkpoint) else store.weights).shards[0]
         with shard.open("rb", buffering=0) as file:
             while done < _TRIAL and (part := file.read(1 << 20)):
                 done += len(part)

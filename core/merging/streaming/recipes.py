@@ -229,8 +229,8 @@ class Linear:
 
     @property
     def _code(self) -> str | None:
-        code = self.site.common()
-        return code if code == self.site.code and self.kernels.takes(code) else None
+        fits = self.site.common() == self.site.code and self.kernels.takes(self.site.code)
+        return self.site.code if fits else None
 
     def run(self, start: int, stop: int, counts: Counts) -> list[NumpyArray]:
         """The weighted sums."""
