@@ -8,7 +8,7 @@ import zipfile
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from fishertope.core.errors import CorruptFileError, DataMissingError, InvalidInputError
+from fishertope.core.errors import CorruptFileError, InvalidInputError
 from fishertope.experiments.data import (
     load_manual,
     load_pronunciations,
@@ -111,11 +111,9 @@ def test_the_manual_is_there_without_fetching():
     assert not any("\n=====" in t for t in topics)
 
 
-def test_the_real_archives_where_they_are_fetched():
-    try:
-        senses, pairs = load_wordnet(), load_translations("de")
-    except DataMissingError as error:
-        pytest.skip(str(error))
+def test_the_real_archives(need_data):
+    need_data("wordnet", "django")
+    senses, pairs = load_wordnet(), load_translations("de")
     assert len(senses) == 117_659
     assert senses[0].text == (
         "entity: that which is perceived or known or inferred to have its own distinct existence "
