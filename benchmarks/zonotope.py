@@ -255,8 +255,8 @@ def jobs(s: float, r: int) -> dict[str, Any]:
 
 
 def memory(s: float, r: int) -> dict[str, Any]:
-    """Resident memory while 1e8 vertices of (500, 4) stream by."""
-    plan = Sweep.over(normal(850, 4))
+    """Resident memory while 1e8 vertices of (60, 8) stream by."""
+    plan = Sweep.over(normal(60, 8))
     goal = 100_000_000
     assert plan.n_vertices >= goal
     seen, marks, start = 0, [], time.perf_counter()

@@ -45,7 +45,7 @@ def map_vertices(
     generators : array (n, d)
         In general position.
     function : callable
-        Of a block int8 (≤ 2^16, n); with several processes it must be importable.
+        Of a block int8 (≤ 2^12, n); with several processes it must be importable.
     start, stop : int
         Numbers of the vertices wanted; a stream that was cut off goes on with ``start``.
     n_jobs : int

@@ -25,7 +25,8 @@ from .pattern import check_generators, check_signs, equilibrate
 
 # Clearances below this are not decided in float64: about 1e3 roundings of a solve of size 10.
 _LEAST_CLEARANCE = 1e-13
-_CHUNK = 1 << 16
+# Vertices a block: small enough that copies stay in the cache.
+_CHUNK = 1 << 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,7 +73,7 @@ class Sweep:
         return cls(rotated=rows @ q, n_vertices=n_vertices(n, d), backend=chosen)
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[NumpyArray]:
-        """Patterns of the vertices ``start`` to ``stop``, in order, in blocks int8 (≤ 2^16, n).
+        """Patterns of the vertices ``start`` to ``stop``, in order, in blocks int8 (≤ 2^12, n).
 
         Memory is that of one block. ``start`` is the whole cursor: a stream that was cut off goes
         on with the number of the first vertex not received.

@@ -97,7 +97,7 @@ class Zonotope:
         stop: int | None = None,
         backend: BackendChoice = "auto",
     ) -> Iterator[NumpyArray]:
-        """Stream the vertices' patterns, each once, in blocks int8 (≤ 2^16, n).
+        """Stream the vertices' patterns, each once, in blocks int8 (≤ 2^12, n).
 
         Parameters
         ----------
@@ -136,7 +136,7 @@ class Zonotope:
                 return
 
     def vertices(self, *, method: str = "auto") -> Iterator[FloatArray]:
-        """Stream the vertices p_s in blocks (≤ 2^16, d), in the order of :meth:`patterns`."""
+        """Stream the vertices p_s in blocks (≤ 2^12, d), in the order of :meth:`patterns`."""
         for block in self.patterns(method=method):
             yield vertex_of_pattern(self.generators, block)
 

@@ -1,6 +1,7 @@
 """Vertex programs, flips, search, selection and exhaustion against independent solvers."""
 
 import math
+import os
 from itertools import product
 
 import numpy as np
@@ -156,17 +157,62 @@ def test_z1_check_07_and_08_exhaustion():
     assert agreed >= 4
 
 
-def test_z1_check_08_exhaustion_against_cvxpy():
-    problem, _ = made(6, 1, 2, 5)
+@pytest.mark.slow
+def test_z1_check_07_a_hundred_starts_find_the_global_optimum():
+    """Fifteen instances, N = 8 to 14, d = 1 to 3, two units; at least 12 of 15."""
+    sizes = [(8, 1), (9, 1), (10, 1), (12, 1), (14, 1), (8, 2), (9, 2), (10, 2), (11, 2), (12, 2)]
+    sizes += [(8, 3), (9, 3), (9, 3), (10, 3), (10, 3)]
+    quick = bool(os.environ.get("FISHERTOPE_QUICK"))
+    sizes, starts = (sizes[:6], 40) if quick else (sizes, 100)
+    found = 0
+    for seed, (n, d) in enumerate(sizes):
+        problem, _ = made(n, d, 2, seed)
+        least = brute_force(problem).solution.loss
+        best = greedy_search(problem, n_starts=starts, seed=seed).loss
+        assert best >= least * (1 - 1e-8) - 1e-12
+        found += best <= least * (1 + 1e-6) + 1e-12
+    assert found >= 0.8 * len(sizes)
+
+
+@pytest.mark.parametrize(("n", "d"), [(8, 1), pytest.param(10, 2, marks=pytest.mark.slow)])
+def test_z1_check_08_exhaustion_against_cvxpy(n, d):
+    problem, _ = made(n, d, 2, 5)
+    if d == 2 and os.environ.get("FISHERTOPE_QUICK"):
+        problem, _ = made(6, 2, 2, 5)
     from fishertope.core.zonotope import Zonotope
 
     rows = np.concatenate(list(Zonotope(problem.inputs).patterns()))
     least = min(solve_with_cvxpy(problem, np.array([a, b])) for a, b in product(rows, rows))
     assert brute_force(problem).solution.loss == pytest.approx(least, abs=1e-8)
+    assert brute_force(problem, prune=False).solution.loss == pytest.approx(least, abs=1e-8)
+
+
+def test_processes_find_what_one_finds():
+    problem, _ = made(16, 2, 2, 3)
+    one = greedy_search(problem, n_starts=6, seed=1)
+    two = greedy_search(problem, n_starts=6, seed=1, n_jobs=2)
+    assert one.loss == two.loss
+    assert np.array_equal(one.weights, two.weights)
+
+
+@pytest.mark.parametrize("loss", ["logistic", "hinge"])
+def test_greedy_search_takes_classification_losses(loss):
+    problem, _ = made(12, 1, 2, 1)
+    labels = ReluProblem(
+        inputs=problem.inputs, targets=np.sign(problem.targets), signs=problem.signs
+    )
+    found = greedy_search(labels, loss=loss, penalty=0.05, neighbourhood="tight", seed=2)
+    assert all(b < a for a, b in zip(found.history, found.history[1:], strict=False))
+    assert found.loss <= found.history[0]
+    with pytest.raises(InvalidInputError, match="penalty"):
+        greedy_search(labels, loss="logistic")
+    with pytest.raises(InvalidInputError, match="regularised_optimum"):
+        greedy_search(labels, penalty=0.1)
 
 
 @pytest.mark.parametrize(
-    ("n", "d"), [(50, 2), (200, 2), (200, 9), (1000, 4), (1000, 19), (2000, 9), (5000, 9)]
+    ("n", "d"),
+    [(50, 2), (200, 2), (200, 9), (1000, 4), (1000, 19), (2000, 9), (5000, 9), (5000, 49)],
 )
 def test_z1_check_09_selected_vertices_fit(n, d):
     rng = np.random.default_rng(n + d)

@@ -118,7 +118,7 @@ def test_z1_check_01_resonance_five():
     assert sum(1 for _ in tree_patterns(resonance(5))) == 11292
 
 
-@pytest.mark.parametrize(("n", "d"), [(6, 2), (8, 3), (9, 4), (5, 5)])
+@pytest.mark.parametrize(("n", "d"), [(6, 2), (8, 3), (9, 4), (5, 5), (12, 3)])
 def test_z1_check_02_brute_force(n, d):
     x = normal(n, d, 3)
     found = as_set(Sweep.over(x).blocks())

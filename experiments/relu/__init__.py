@@ -1,0 +1,8 @@
+"""Studies of shallow ReLU networks as zonotopes, one module each."""
+
+STUDIES = {
+    "relu-jump": "jump",
+    "relu-random": "random_vertices",
+    "relu-selection": "selection",
+    "relu-greedy": "greedy",
+}
