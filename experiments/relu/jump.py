@@ -25,7 +25,9 @@ def unit(settings: Settings) -> Mapping[str, Any]:
     """The smallest losses with two units of signs + −, with + +, and with weight decay."""
     problem = six_points(settings["shift"])
     mixed = brute_force(problem).solution
-    same = brute_force(type(problem)(inputs=problem.inputs, targets=problem.targets, signs=[1, 1]))
+    same = brute_force(
+        type(problem)(inputs=problem.inputs, targets=problem.targets, signs=np.ones(2))
+    )
     decayed = regularised_optimum(problem.inputs, problem.targets, 1e-2)
     return {
         "general position": general_position(problem.inputs).holds is True,
@@ -44,7 +46,7 @@ def summarise(rows: Rows) -> Summary:
     jump = min(abs(at[0.0]["loss"] - at[s]["loss"]) for s in small)
 
     def change(name: str) -> float:
-        return max(abs(at[0.0][name] - at[s][name]) for s in small if abs(s) <= 1e-2)
+        return float(max(abs(at[0.0][name] - at[s][name]) for s in small))
 
     def exact(value: float) -> Interval:
         return Interval(value, value, value, 1)
