@@ -82,9 +82,9 @@ def as_shallow(network: Any, *, signs: Array | None = None) -> ShallowNetwork:
         return _of_arrays(*network)
     for name in ("outputs", "signs"):
         if hasattr(network, "weights") and hasattr(network, name):
-            return _of_arrays(network.weights, getattr(network, name))
+            return _of_arrays(getattr(network, "weights"), getattr(network, name))  # noqa: B009
     if hasattr(network, "weights") and signs is not None:
-        return _of_arrays(network.weights, signs)
+        return _of_arrays(getattr(network, "weights"), signs)  # noqa: B009
     if hasattr(network, "coefs_") and hasattr(network, "intercepts_"):
         return _of_sklearn(network)
     if hasattr(network, "named_modules"):

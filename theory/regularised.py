@@ -160,7 +160,7 @@ def regularised_optimum(
     best = _Best(columns.empty(), chosen.value(np.zeros(len(y)), y), -np.inf, np.zeros(len(y)))
     history: list[tuple[float, float]] = []
     nu = -chosen.slope(np.zeros(len(y)), y)
-    status = Status.MAX_STEPS
+    status, gap = Status.MAX_STEPS, np.inf
     for turn in range(max_rounds + 1):
         cuts = [
             (m, sign) for sign in (1, -1) for m in oracle.maximise(sign * nu, count=_NEW_COLUMNS)
