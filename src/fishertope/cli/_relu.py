@@ -100,6 +100,7 @@ def enumerate_(
         position = zonotope.general_position
         n, d = table.inputs.shape
         console = None if quiet or json else stderr()
+        done: dict[str, Any] = {}
         if out is not None:
             with bar(console, "Patterns") as callback:
                 done = save_vertices(
