@@ -263,9 +263,9 @@ def decide(
         raise InvalidInputError("Give either at_least or at_most.")
     low, high = measured.low, measured.high
     if at_least is not None:
-        holds, fails, target = low >= at_least, high < at_least, f"at least {at_least:g}"
+        holds, fails, target = low >= at_least, high < at_least, f"at least {at_least:.4g}"
     else:
         assert at_most is not None
-        holds, fails, target = high <= at_most, low > at_most, f"at most {at_most:g}"
+        holds, fails, target = high <= at_most, low > at_most, f"at most {at_most:.4g}"
     outcome = Outcome.HOLDS if holds else Outcome.FAILS if fails else Outcome.UNDECIDED
     return Finding(what=what, measured=measured, target=target, outcome=outcome, format=format)
