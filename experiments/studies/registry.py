@@ -18,7 +18,7 @@ from .study import Study
 
 @cache
 def _modules() -> dict[str, str]:
-    base = __package__.rpartition(".")[0]
+    base = __name__.rsplit(".", 2)[0]
     found: dict[str, str] = {}
     for paper in PAPERS:
         package = f"{base}.{paper}"

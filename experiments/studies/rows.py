@@ -161,6 +161,15 @@ def append_row(path: Path, row: Row) -> None:
             os.fsync(file.fileno())
 
 
+def _row_of(value: Any) -> Row | None:
+    try:
+        row = Row(**value)
+    except TypeError:
+        return None
+    parts = (row.settings, row.result, row.run)
+    return row if isinstance(row.key, str) and all(isinstance(p, dict) for p in parts) else None
+
+
 def read_rows(path: Path) -> dict[str, Row]:
     """Rows by key, the last one of a key; a torn last line (a killed writer's) is left out.
 
@@ -176,14 +185,8 @@ def read_rows(path: Path) -> dict[str, Row]:
     for number, line in enumerate(lines, 1):
         what = f"{path}, line {number}: this"
         value = parse_json(line, what)
-        try:
-            row = Row(**value)
-            fits = isinstance(row.key, str) and all(
-                isinstance(part, dict) for part in (row.settings, row.result, row.run)
-            )
-        except TypeError:
-            fits = False
-        if not fits:
+        row = _row_of(value)
+        if row is None:
             raise CorruptFileError(
                 f"{what} is not a row of a study. Remove the line, or the file to run again."
             )

@@ -254,7 +254,8 @@ def _results(
     from joblib import Parallel, delayed, parallel_config
 
     with parallel_config(backend="loky", n_jobs=jobs, inner_max_num_threads=1):
-        pool = Parallel(return_as="generator_unordered", pre_dispatch=jobs, batch_size=1)
+        options: dict[str, Any] = {"pre_dispatch": jobs, "batch_size": 1}
+        pool: Any = Parallel(return_as="generator_unordered", **options)
         yield from pool(delayed(_run)(*job, s) for s in left)
 
 
