@@ -155,7 +155,8 @@ def summarise(rows: Rows) -> Summary:
             "the better of ±; all directions have the same norm. Centroid: mean of the gradients "
             "of the likeliest answer over the top examples. Eigenvector: the leading one of their "
             "mean normalised Fisher. Random: median of four directions.",
-            "Ratios are judged on the scale of log2, on which their spread over seeds is even. On "
+            "Ratios are judged on the scale of log2; this scale was chosen after the run, as the "
+            "interval of the raw ratios of the two-factor network reached below zero. On "
             "the two-factor transformer second order does not reach as far as 0.001 nats: its "
             "answers are so certain (probabilities near 1) that the curvature is minute and moves "
             "of that effect are long, so the prediction misses there (see its error).",
