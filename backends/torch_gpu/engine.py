@@ -78,6 +78,7 @@ class ModuleEngine:
         # named_parameters lists a tied parameter once, under its first name.
         self._names = [n for n, p in module.named_parameters() if p.requires_grad]
         parameters = dict(module.named_parameters())
+        self._places = _places(module, {parameters[n]: n for n in self._names})
         if not self._names:
             raise InvalidInputError(
                 f"No parameter of this {type(module).__name__} requires gradients; set "
@@ -340,7 +341,10 @@ class ModuleEngine:
 
     def _call(self, parameters: Mapping[str, torch.Tensor], inputs: Any) -> torch.Tensor:
         args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else ((inputs,), {})
-        returned = functional_call(self.module, dict(parameters), args, dict(kwargs))
+        # With ties found by functional_call itself, a module that is used twice keeps the tensor
+        # that was put in place of its parameter.
+        values = {place: p for n, p in parameters.items() for place in self._places[n]}
+        returned = functional_call(self.module, values, args, dict(kwargs), tie_weights=False)
         return self._read(returned, inputs)
 
     def _read(self, returned: Any, inputs: Any) -> torch.Tensor:
@@ -380,6 +384,16 @@ class ModuleEngine:
         finally:
             for m, training in modes:
                 m.training = training
+
+
+def _places(module: torch.nn.Module, names: Mapping[torch.Tensor, str]) -> dict[str, list[str]]:
+    """Where each parameter stands, by its name: several places if it is tied, each module once."""
+    found: dict[str, list[str]] = {name: [] for name in names.values()}
+    for path, inner in module.named_modules():
+        for attribute, parameter in inner.named_parameters(recurse=False, remove_duplicate=False):
+            if parameter in names:
+                found[names[parameter]].append(f"{path}.{attribute}" if path else attribute)
+    return found
 
 
 def _logits(returned: Any, inputs: Any) -> torch.Tensor:

@@ -96,9 +96,9 @@ def _backward(
     reduced: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Activations (n, d_in) and δ (n, k, d_out) of every layer, the first layer first."""
-    activations = [inputs.detach()]
+    theta, z = theta.detach(), inputs.detach()
+    activations = [z]
     weights: list[Tensor] = []
-    z = inputs
     for layer in layers:
         weights.append(theta[layer.start : layer.bias].reshape(layer.d_out, layer.d_in))
         z = torch.addmm(theta[layer.bias : layer.stop], activations[-1], weights[-1].T)

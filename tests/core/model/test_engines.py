@@ -176,6 +176,33 @@ def test_tied_and_frozen_parameters():
     np.testing.assert_allclose(to_numpy(engine.vjp(x, u)), expected.numpy(), atol=1e-12)
 
 
+@pytest.mark.parametrize("how", ["one module twice", "one parameter in two modules"])
+def test_a_module_with_ties_keeps_its_own_parameters(how):
+    """An optimizer that was made before must still train the module afterwards."""
+    torch = pytest.importorskip("torch")
+    net = torch.nn.Sequential(
+        torch.nn.Linear(4, 4, dtype=torch.float64), torch.nn.Tanh(),
+        torch.nn.Linear(4, 4, dtype=torch.float64),
+    )  # fmt: skip
+    if how == "one module twice":
+        net[2] = net[0]
+    else:
+        net[2].weight = net[0].weight
+    before = [id(p) for p in net.parameters()]
+    engine = engine_for(net)
+    x = np.random.default_rng(0).normal(size=(3, 4))
+    u = np.random.default_rng(1).normal(size=(3, 4))
+    whole = to_numpy(engine.vjp(x, u))
+    net(torch.tensor(x)).backward(torch.tensor(u))
+    expected = torch.cat([p.grad.reshape(-1) for p in net.parameters()]).numpy()
+    np.testing.assert_allclose(whole, expected, atol=1e-12)
+    engine.jvp(x, np.ones(engine.sites[-1].stop))
+    engine.rows(x, np.ones((3, 1, 4)))
+    engine.predict(x)
+    assert [id(p) for p in net.parameters()] == before
+    assert all(isinstance(p, torch.nn.Parameter) and p.requires_grad for p in net.parameters())
+
+
 def test_dict_batches_and_objects_with_logits():
     torch = pytest.importorskip("torch")
     from types import SimpleNamespace
