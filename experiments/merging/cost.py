@@ -130,6 +130,7 @@ STUDY = Study(
         "1,000 images, of exact diagonal Fishers of as many, of a merge, of an evaluation, and of "
         "a search over 51 weights."
     ),
+    history=("One quick unit had been seen before the full run; the rule did not change after it."),
     rule=(
         "Holds if fine-tuning costs at least twice the Fishers of both models, one merge and one "
         "evaluation together (95 % interval over eight repetitions)."

@@ -109,6 +109,7 @@ STUDY = Study(
         "different step sizes and lengths. Is their merge by diagonal Fishers better than plain "
         "averaging, and as good as the ensemble of their outputs at a fifth of its cost?"
     ),
+    history=("One quick unit had been seen before the full run; the rule did not change after it."),
     rule=(
         "Holds if over twelve seeds the paired 95 % interval of accuracy minus isotropic accuracy "
         "lies above 0, and that of accuracy minus the ensemble's above −0.01."

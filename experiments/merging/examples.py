@@ -149,6 +149,7 @@ STUDY = Study(
         "each, with exact, sampled and data labels, with floors and normalisation: from how few "
         "images on does the merge beat plain averaging?"
     ),
+    history=("One quick unit had been seen before the full run; the rule did not change after it."),
     rule=(
         "Holds if over ten seeds a Fisher of 32 images (exact labels) has a lower NLL than plain "
         "averaging, and at most 0.1 more than one of 512 images (paired 95 % intervals)."

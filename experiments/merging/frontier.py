@@ -148,6 +148,7 @@ STUDY = Study(
         "0.1, …, 1: does the diagonal Fisher merge of the two reach pairs of clean and corrupted "
         "accuracy that plain interpolation (WiSE-FT) does not?"
     ),
+    history=("One quick unit had been seen before the full run; the rule did not change after it."),
     rule=(
         "Holds if over ten seeds the paired 95 % intervals of the dominated area, and of the clean "
         "accuracy at the λ of best corrupted accuracy, minus WiSE-FT's lie above 0."

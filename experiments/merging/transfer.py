@@ -135,6 +135,7 @@ STUDY = Study(
         "all ten digits. Does merging the donor's hidden layers in by Fishers help the target, as "
         "much as training on the donor's task first does, and does it help on top of that?"
     ),
+    history=("One quick unit had been seen before the full run; the rule did not change after it."),
     rule=(
         "Holds if over twelve seeds the paired 95 % interval of accuracy minus the target alone's "
         "lies above 0, that minus sequential training's above −0.02, and that of merging on top of "

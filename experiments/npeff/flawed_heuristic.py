@@ -206,6 +206,9 @@ STUDY = Study(
     "with the same words in another order were annotated as following, and so ignores word order. "
     "Components of ordinary examples are expanded on wrong examples; does one move along a new "
     "component correct the heuristic without harm?",
+    history=(
+        "The rule was given beforehand; sizes were chosen on other seeds than those reported."
+    ),
     rule="On pairs that chose nothing, the accuracy on conflicts rises by at least 10 points and "
     "that on the others falls by at most 2.",
     units=units,

@@ -192,6 +192,7 @@ STUDY = Study(
     "from demonstrations in the context. Eight components of 0-shot answers are frozen and four "
     "added on a mixture of 0, 1, 2 and 4 demonstrations. Does an added component stand for "
     "answering from the context?",
+    history=("The rule was given beforehand; the second table was added after the first result."),
     rule="On held-out queries, the best added component finds answers from the context with AUROC "
     "of at least 0.9, its weight rises from no to one and from one to four demonstrations, and "
     "moving along it changes these answers more than those to known words.",

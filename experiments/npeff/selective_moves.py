@@ -186,6 +186,9 @@ STUDY = Study(
     "the component's top examples change than those to others, compared with random directions, "
     "gradient centroids and leading eigenvectors of the same norm, and with the prediction of "
     "second order?",
+    history=(
+        "The rule was given beforehand; the log scale of the summary was chosen after the run."
+    ),
     rule="For each network: the median KL-ratio over components (at 0.1 nats on the top examples) "
     "is above 3 and above those of random directions and of gradient centroids, and at small "
     "effects Spearman(predicted ratio, measured ratio) is at least 0.9.",

@@ -282,6 +282,11 @@ STUDY = Study(
     question="A network unlearns a class of digits, or the examples of one rule, by gradient "
     "ascent. Do components of the retained examples' Fishers tell where the damage falls, and is "
     "there less of it when the update is kept off their span?",
+    history=(
+        "The rule was given beforehand. Sizes were chosen on other seeds, and size and "
+        "comparison methods revised after five units of the digits, two of them of seeds that "
+        "are reported."
+    ),
     rule="For each network, at equal forgetting on held-out examples, projecting the update off "
     "the components saves at least half of the mean KL on retained examples.",
     units=units,

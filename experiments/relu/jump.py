@@ -100,6 +100,7 @@ STUDY = Study(
         "is moved by a shift. Is the smallest loss continuous at shift 0, where the data are in "
         "general position? And with weight decay, or with units of one sign?"
     ),
+    history=("The targets were set knowing the exact jump of the example, 1/32."),
     rule=(
         "Sensitivity as claimed holds if the exact smallest loss at shift 0 differs by at least "
         "0.03 from that at every shift of modulus at most 1e-2, the data are in general position, "

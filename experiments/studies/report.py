@@ -50,7 +50,8 @@ def study_page(run: StudyRun) -> str:
     page.section(
         "What was asked",
         paragraph(study.question),
-        paragraph(tag("b", "The rule, written before running: "), study.rule),
+        paragraph(tag("b", "The rule: "), study.rule),
+        paragraph(tag("b", "How it came about: "), study.history),
         paragraph("Claims of the paper that it tests:"),
         bullets(*claims),
     )

@@ -1,4 +1,4 @@
-"""What a study is: units to run, a summary of their rows, and a rule that was written before.
+"""What a study is: units to run, a summary of their rows, and the rule of its verdict.
 
 A study never asserts an outcome. It states the claim that it tests and the rule by which its
 verdict follows from the numbers, runs, and reports whichever verdict comes out.
@@ -146,7 +146,10 @@ class Study:
     question : str
         What is tried, in plain words, with sizes.
     rule : str
-        The verdict's rule, written before running.
+        By which the verdict follows from the numbers.
+    history : str
+        How rule and sizes came about: what had been looked at when they were fixed. Shown with
+        the rule; a rule that was fixed blind says so.
     units : callable
         ``units(quick)``: the settings of every unit, JSON values with a ``"seed"``.
     unit : callable
@@ -182,6 +185,7 @@ class Study:
     unit: Callable[[Settings], Mapping[str, Any]]
     summarise: Callable[[Rows], Summary]
     figures: Callable[[Rows], Sequence[Figure]] = field(default=lambda rows: ())
+    history: str = "Fixed before any unit of the study had run."
     version: int = 1
     needs: tuple[str, ...] = ()
     quick_seconds: float = 30.0
