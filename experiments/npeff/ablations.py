@@ -186,6 +186,7 @@ STUDY = Study(
     question="On the digits perceptron, components, examples, projection dimension, normalisation, "
     "label rule, rank of each Fisher and number of starts are changed one at a time. What do "
     "stability between disjoint fits and agreement with pairs of digits lose or gain?",
+    history="The rule was given beforehand.",
     rule="The default choices hold if for each of them no other value gains more than 0.05 of "
     "AUROC.",
     units=units,

@@ -155,6 +155,7 @@ STUDY = Study(
     question="A convolutional network of 5,386 parameters learns 8,000 images of Fashion-MNIST. Do "
     "twenty components of 300 held-out images line up with classes, answers and choices between "
     "two classes, and are moves along them selective?",
+    history="The rule was given beforehand.",
     rule="At least half of the components fit a label beyond what shuffled labels reach, and the "
     "median KL-ratio is at least 3.",
     units=units,

@@ -121,6 +121,7 @@ STUDY = Study(
     question="Components are fitted to 400 examples of a digits perceptron and of a Transformer "
     "with known rules; exact coefficients of 400 other examples follow with the components frozen. "
     "Does each label's component find the label there as well?",
+    history="The rule was given beforehand.",
     rule="For each network, the mean AUROC of the labels' best components on held-out examples is "
     "within 0.05 of that on fitted ones.",
     units=units,

@@ -146,6 +146,7 @@ STUDY = Study(
     question="A two-layer transformer learns from 70 % of the regular plurals of the CMU "
     "dictionary which ending a noun takes (/s/, /z/, /iz/) from its phonemes. Do 16 components of "
     "held-out nouns tell, among nouns with the same ending, which kind of phoneme they end in?",
+    history="The rule was given beforehand.",
     rule="The mean over phonological features of the best component's AUROC within an ending is at "
     "least 0.8, and above that of as many clusters of gradients (cosines to the centres).",
     units=units,

@@ -229,6 +229,7 @@ STUDY = Study(
     question="Components W, G are planted in Fishers of rank 3 (n = 300), independent, correlated "
     "(every cosine 0.5), never alone in an example, or 30 of them in 40 columns; or in diagonals. "
     "Rows get noise. How close are the components that the factorization finds?",
+    history="The rule was given beforehand.",
     rule="At noise 0.1, for every problem and the default solver: the mean matched cosine "
     "(Hungarian matching) is at least 0.99, and the loss is at most that of the planted "
     "factors. Held or failed by the 95 % interval over seeds.",

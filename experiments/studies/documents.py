@@ -64,6 +64,9 @@ def write_pages(claims: Path, papers: Iterable[str] | None = None) -> list[Path]
     return sorted(pages)
 
 
+NOT_RECORDED = "Not recorded."
+
+
 def claims_page(paper: str, claims: Path) -> str:
     """The text of one paper's page."""
     facts = PAPERS[paper]
@@ -105,7 +108,7 @@ def _section(study: Study, run: StudyRun) -> list[str]:
         "",
         f"*Rule:* {study.rule}",
         "",
-        f"*How it came about:* {study.history}",
+        f"*How it came about:* {study.history or NOT_RECORDED}",
         "",
         f"`{command(study)}`",
     ]

@@ -51,7 +51,7 @@ def study_page(run: StudyRun) -> str:
         "What was asked",
         paragraph(study.question),
         paragraph(tag("b", "The rule: "), study.rule),
-        paragraph(tag("b", "How it came about: "), study.history),
+        paragraph(tag("b", "How it came about: "), study.history or "Not recorded."),
         paragraph("Claims of the paper that it tests:"),
         bullets(*claims),
     )

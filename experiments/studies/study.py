@@ -149,7 +149,7 @@ class Study:
         By which the verdict follows from the numbers.
     history : str
         How rule and sizes came about: what had been looked at when they were fixed. Shown with
-        the rule; a rule that was fixed blind says so.
+        the rule; a rule that was fixed blind says so. Empty where it was not recorded.
     units : callable
         ``units(quick)``: the settings of every unit, JSON values with a ``"seed"``.
     unit : callable
@@ -185,7 +185,7 @@ class Study:
     unit: Callable[[Settings], Mapping[str, Any]]
     summarise: Callable[[Rows], Summary]
     figures: Callable[[Rows], Sequence[Figure]] = field(default=lambda rows: ())
-    history: str = "Fixed before any unit of the study had run."
+    history: str = ""
     version: int = 1
     needs: tuple[str, ...] = ()
     quick_seconds: float = 30.0
