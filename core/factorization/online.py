@@ -220,7 +220,7 @@ def sample_of(problem: LowRankProblem, picked: IntArray) -> LowRankProblem:
     """The problem of some examples of all processes, whole in each of them."""
     counts = problem.team.gather(np.diff(to_numpy(problem.offsets)).astype(np.float64))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    rows = np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in picked])
+    rows = np.concatenate([np.arange(int(offsets[i]), int(offsets[i + 1])) for i in picked])
     squares = problem.team.gather(problem.squares)[picked]
     own = np.concatenate([[0], np.cumsum(counts[picked])]).astype(np.int64)
     ledger = _PartLedger(problem.ledger, len(rows) / max(1, problem.share.h))

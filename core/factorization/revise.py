@@ -130,7 +130,7 @@ def merge(
             joined = right[0] * np.sign(right[0][np.argmax(np.abs(right[0]))])
         new[members[0]] = joined / np.linalg.norm(joined)
     gone = {k for group in groups for k in list(group)[1:]}
-    rows = [new.get(k, G[k]) for k in range(len(G)) if k not in gone]
+    rows = [new[k] if k in new else G[k] for k in range(len(G)) if k not in gone]
     return refit(_with(found, np.stack(rows)), fishers, **options)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .attention import Attention, RelativeBias
+from .config import Activation
 from .layers import FeedForward, GatedFeedForward, RMSNorm, activate
 from .model import Block, Seq2Seq
 
@@ -120,7 +121,8 @@ class _Layer:
         self.cross_keys = laid_out(cross.key.weight).transpose(1, 2).contiguous()
         self.cross_values = laid_out(cross.value.weight).contiguous()
         feed = block.feed_forward
-        self.activation, self.gated = feed.activation, isinstance(feed, GatedFeedForward)
+        self.activation: Activation = feed.activation
+        self.gated = isinstance(feed, GatedFeedForward)
         inner = [feed.wi.weight]
         if isinstance(feed, GatedFeedForward):
             inner.insert(0, feed.gate.weight)

@@ -25,7 +25,7 @@ from .mixtures import mixing_rates
 from .steps import mean_loss
 from .streams import BatchStream, CorpusStream, MixtureStream, Stream, TaskStream, tokenized
 from .tasks import Task
-from .training import StepReport, Trainable, TrainingPlan, TrainingRun, train
+from .training import Evaluate, StepReport, Trainable, TrainingPlan, TrainingRun, train
 from .vocabulary import ByteVocabulary, SentencePieceVocabulary, Vocabulary
 
 Method = Literal["all", "adapters", "unfreeze"]
@@ -140,13 +140,7 @@ def pretrain(
         stream = _mixed(stream, tasks, words, size.lengths, cap=cap, seed=seed)
     judge = None
     if held_out:
-        judged = BatchStream(corpus(held_out, 0), size.lengths, batch_size=32,
-                             arch=model_config.arch)  # fmt: skip
-        batches = [next(judged) for _ in range(8)]
-
-        def judge(m: Any) -> Mapping[str, float]:
-            return {"held-out loss": mean_loss(m, batches)}
-
+        judge = _held_out_loss(corpus(held_out, 0), size.lengths, model_config.arch)
     chosen = TrainingPlan(
         **{"steps": steps, "batch_size": batch_size, "lengths": size.lengths, "seed": seed,
            "loss_on": "all" if objective == "lm" else "targets", **(plan or {})}
@@ -230,6 +224,13 @@ def finetune(
         }  # fmt: skip
 
     return _run(Path(out), text_model, stream, training_plan, judge, callback, trainable)
+
+
+def _held_out_loss(stream: Stream, lengths: Lengths, arch: str) -> Evaluate:
+    """The loss a token of the first eight batches of a stream."""
+    judged = BatchStream(stream, lengths, batch_size=32, arch=arch)
+    batches = [next(judged) for _ in range(8)]
+    return lambda model: {"held-out loss": mean_loss(model, batches)}
 
 
 def _known(name: str, choices: Mapping[str, Any]) -> str:
