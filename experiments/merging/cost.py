@@ -31,7 +31,7 @@ TOTALS = {
 
 def units(quick: bool) -> list[dict[str, Any]]:
     """Repetitions."""
-    return grid(range(1) if quick else range(8), hidden=[128])
+    return grid(range(2) if quick else range(8), hidden=[128])
 
 
 def unit(settings: Settings) -> Mapping[str, Any]:

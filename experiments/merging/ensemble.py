@@ -21,7 +21,7 @@ NAMES = ("mean of the models", *MERGED, "ensemble of outputs")
 
 def units(quick: bool) -> list[dict[str, Any]]:
     """Five fine-tunings a seed."""
-    return grid(range(1) if quick else range(20, 32), n=[200])
+    return grid(range(2) if quick else range(20, 32), n=[200])
 
 
 def unit(settings: Settings) -> Mapping[str, Any]:

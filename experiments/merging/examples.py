@@ -31,7 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def units(quick: bool) -> list[dict[str, Any]]:
     """One pair of specialists a seed."""
-    return grid(range(1) if quick else range(10, 20), most=[32 if quick else 512])
+    return grid(range(2) if quick else range(10, 20), most=[512])
 
 
 def unit(settings: Settings) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ METHODS = ("WiSE-FT", "Fisher", "Fisher, normalised")
 
 def units(quick: bool) -> list[dict[str, Any]]:
     """One pair of models a seed."""
-    return grid(range(1) if quick else range(40, 50), steps=[150 if quick else 600])
+    return grid(range(2) if quick else range(40, 50), steps=[150 if quick else 600])
 
 
 def corrupted(X: FloatArray, rng: np.random.Generator) -> FloatArray:

@@ -26,7 +26,7 @@ CHOSEN = ("isotropic", "diagonal", NORMALISED, "shuffled diagonal", *STRUCTURES)
 def units(quick: bool) -> list[dict[str, Any]]:
     """One pair of specialists a seed."""
     if quick:
-        return grid([0], n=[100], tune=[200])
+        return grid([0, 1], n=[100], tune=[200])
     return grid(range(10, 20), n=[512], tune=TUNES)
 
 

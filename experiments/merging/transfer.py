@@ -27,7 +27,7 @@ Data = tuple[FloatArray, IntArray]
 
 def units(quick: bool) -> list[dict[str, Any]]:
     """One target set of 60 labels a seed."""
-    return grid(range(1) if quick else range(60, 72), labels=[60])
+    return grid(range(2) if quick else range(60, 72), labels=[60])
 
 
 def unit(settings: Settings) -> Mapping[str, Any]:
