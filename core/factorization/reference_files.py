@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,19 +20,18 @@ from ..fisher.reference_files import (
 )
 from ..model.sites import Site
 from ..status import Status
-from ..storage.arrays import load_arrays, save_arrays
+from ..storage.file_contents import FileContents
 from ..storage.hdf5 import Hdf5File, open_hdf5
 from ..types import FloatArray, IntArray, NumpyArray
 from .history import History
 from .method import DiagonalNPEFF, LowRankNPEFF
 from .result import Factorization, gauge_fixed
 
-KIND = "reference decomposition"
 DENSE_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ReferenceDecomposition:
+class ReferenceDecomposition(FileContents):
     """The contents of one file, unchanged.
 
     Attributes
@@ -51,6 +50,9 @@ class ReferenceDecomposition:
     CorruptFileError
         Shapes that do not fit, columns beyond p or twice, offsets that decrease, negative W or H.
     """
+
+    stored_as: ClassVar[str] = "reference decomposition"
+    holds: ClassVar[str] = "decomposition of npeff_ref"
 
     kind: str
     arrays: Mapping[str, NumpyArray]
@@ -164,31 +166,6 @@ class ReferenceDecomposition:
             loss=loss, residual=nothing, products=nothing, seconds=nothing, phase=phase,
             phases=("G only", "joint")[: len(parts)],
         )  # fmt: skip
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one checked safetensors file that :meth:`load` reads back without loss."""
-        facts = {
-            "kind": self.kind, "n_parameters": self.n_parameters, "n_classes": self.n_classes,
-            "log_loss_frequency": self.log_loss_frequency,
-        }  # fmt: skip
-        save_arrays(path, dict(self.arrays), facts, kind=KIND)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> ReferenceDecomposition:
-        """Read what :meth:`save` wrote.
-
-        Raises
-        ------
-        CorruptFileError, InvalidInputError
-            Altered, or a file of another kind.
-        """
-        arrays, facts = load_arrays(path, kind=KIND)
-        try:
-            return cls(arrays=arrays, **facts)
-        except (LookupError, TypeError, ValueError) as error:
-            raise CorruptFileError(
-                f"{path} holds no decomposition of npeff_ref ({error})."
-            ) from None
 
 
 def read_reference(path: str | os.PathLike[str]) -> ReferenceFishers | ReferenceDecomposition:

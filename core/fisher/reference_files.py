@@ -12,27 +12,26 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..errors import CorruptFileError, InvalidInputError
 from ..model.sites import Site
-from ..storage.arrays import load_arrays, save_arrays
+from ..storage.file_contents import FileContents
 from ..storage.hdf5 import Hdf5File, open_hdf5
 from ..types import IntArray, NumpyArray
 from .draws import draws_of
 from .per_example import DiagonalFishers, LowRankFishers
 from .reduction import RandomProjection
 
-KIND = "reference fishers"
 KINDS = ("lrm", "lvrm", "diagonal")
 # Rows are made dense up to this size unless the caller says otherwise.
 DENSE_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ReferenceFishers:
+class ReferenceFishers(FileContents):
     """The contents of one file, unchanged.
 
     Attributes
@@ -55,6 +54,9 @@ class ReferenceFishers:
         Offsets that decrease or go beyond K, indices beyond p or twice in one vector, negative
         norms, diagonals below zero.
     """
+
+    stored_as: ClassVar[str] = "reference fishers"
+    holds: ClassVar[str] = "Fishers of npeff_ref"
 
     kind: str
     arrays: Mapping[str, NumpyArray]
@@ -236,29 +238,6 @@ class ReferenceFishers:
         offsets = np.concatenate([[0], np.cumsum(self.ranks)]).astype(np.int64)
         norms = self.arrays["norms"].astype(np.float64)
         return LowRankFishers(rows=rows, offsets=offsets, norms=norms, sites=sites, facts=facts)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one checked safetensors file that :meth:`load` reads back without loss."""
-        facts = {
-            "kind": self.kind, "n_parameters": self.n_parameters, "n_classes": self.n_classes,
-            "min_prob_class": self.min_prob_class,
-        }  # fmt: skip
-        save_arrays(path, dict(self.arrays), facts, kind=KIND)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> ReferenceFishers:
-        """Read what :meth:`save` wrote.
-
-        Raises
-        ------
-        CorruptFileError, InvalidInputError
-            Altered, or a file of another kind.
-        """
-        arrays, facts = load_arrays(path, kind=KIND)
-        try:
-            return cls(arrays=arrays, **facts)
-        except (LookupError, TypeError, ValueError) as error:
-            raise CorruptFileError(f"{path} holds no Fishers of npeff_ref ({error}).") from None
 
 
 def read_reference_fishers(path: str | os.PathLike[str]) -> ReferenceFishers:
