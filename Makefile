@@ -1,10 +1,11 @@
 # make demo    the main job on data that ships with scikit-learn; needs no torch
-# make test    the test suite, with torch
+# make test    the test suite, with torch; JOBS=4 for four processes, of one thread each
 # make check   formatting, lint, types, doctests
 # Each creates .venv if it is missing and installs what it needs; a second run installs nothing.
 
 PYTHON ?= python3
 VENV   ?= .venv
+JOBS   ?= 2
 BIN    := $(VENV)/bin
 unexport PYTHONPATH
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -20,7 +21,7 @@ demo: $(call STAMP,demo)
 	$(BIN)/fishertope demo
 
 test: $(call STAMP,test)
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist worksteal
 
 check: $(call STAMP,test)
 	$(BIN)/ruff check .
