@@ -9,6 +9,9 @@ The MLP is 784-512-512-10 on random inputs, exact over its ten classes. MiniLM (
 is one forward and backward pass over the same batches, and for memory training with AdamW.
 Values are compared with the peer's before anything is timed; samples of the two sides alternate.
 Peak memory is the resident peak of a process of its own for each side (Linux).
+``--products`` also compares the peers with nothing but the matrix products that an exact diagonal
+over ten classes takes (forward, nine roots through the middle layer, one product of squares a
+layer), into arrays that are there already: no method with C − 1 roots can be faster than these.
 """
 
 from __future__ import annotations
@@ -91,7 +94,26 @@ def nngeometry_call(x: torch.Tensor) -> Callable[[], torch.Tensor]:
     return lambda: FIM(model, loader, PMatDiag, variant="classif_logits").get_diag()
 
 
-def mlp_lines(batch: int, pairs: int, sample: float, clock: Clock) -> list[dict[str, Any]]:
+def bare_products(batch: int, classes: int = 10) -> Callable[[], None]:
+    """The products of the exact diagonal of the MLP, without anything between them."""
+    weights = [p for p in mlp().parameters() if p.ndim == 2]
+    rows = (classes - 1) * batch
+    # (left, right) of each product: forward, backward to the hidden layers, squares.
+    pairs = [(torch.rand(batch, w.shape[1]), w.detach().T) for w in weights]
+    pairs += [(torch.rand(rows, w.shape[0]), w.detach()) for w in weights[1:]]
+    pairs += [(torch.rand(batch, w.shape[0]).T, torch.rand(batch, w.shape[1])) for w in weights]
+    outs = [torch.empty(a.shape[0], b.shape[1]) for a, b in pairs]
+
+    def call() -> None:
+        for (a, b), out in zip(pairs, outs, strict=True):
+            torch.mm(a, b, out=out)
+
+    return call
+
+
+def mlp_lines(
+    batch: int, pairs: int, sample: float, clock: Clock, products: bool
+) -> list[dict[str, Any]]:
     x = torch.randn(batch, 784, generator=torch.Generator().manual_seed(1))
     model = mlp()
 
@@ -110,6 +132,11 @@ def mlp_lines(batch: int, pairs: int, sample: float, clock: Clock) -> list[dict[
         line = compare(ours, call, pairs, sample, clock)
         lines.append({"model": "MLP", "batch": batch, "peer": peer, "bound": bound,
                       "deviation": found, **timed(line)})  # fmt: skip
+        if products:
+            line = compare(bare_products(batch), call, pairs, sample, clock)
+            lines.append({"model": "MLP, its products alone", "batch": batch, "peer": peer,
+                          "bound": float("nan"), "deviation": float("nan"),
+                          **timed(line)})  # fmt: skip
     return lines
 
 
@@ -204,6 +231,9 @@ def main() -> None:
         "--clock", choices=CLOCKS, default="wall", help="cpu where others use the machine too"
     )
     parser.add_argument("--only", choices=["mlp", "minilm"], help="one of the two models")
+    parser.add_argument(
+        "--products", action="store_true", help="also time the bare matrix products (MLP)"
+    )
     parser.add_argument("--side", choices=["ours", "training"], help="measure memory of one side")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -218,7 +248,7 @@ def main() -> None:
         facts = thread_facts()
         clock, lines = CLOCKS[args.clock], []
         for n in (128, 512) if args.only != "minilm" else ():
-            lines += mlp_lines(n, args.pairs, args.sample, clock)
+            lines += mlp_lines(n, args.pairs, args.sample, clock, args.products)
         if args.only != "mlp":
             lines.append(minilm_line(args.batch, args.length, args.pairs, args.sample, clock))
     shown = Table(title="ours / peer: median ratio with its 95 % interval")

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ._layer_rules import Grads, LayerRule
+
+# Output gradients of one layer, of the roots that share a pass, take about so many bytes: what a
+# core's cache holds, and what the allocator keeps for the next pass instead of giving it back.
+PASS_BYTES = 1 << 20
 
 
 class Unsupported(Exception):
@@ -56,18 +61,31 @@ class Passes:
         U, k = self.roots, self.roots.shape[1]
         if not edges or not self.z.requires_grad or k == 0:
             return
-        if k > 1 and all(len(c.shape) == 2 for c in self.calls):
-            # Small activations: all roots in one batched pass.
-            found = torch.autograd.grad(
-                self.z, edges, U.transpose(0, 1), is_grads_batched=True, allow_unused=True
-            )
-            yield 0, list(found)
-            return
-        for j in range(k):
-            found = torch.autograd.grad(
-                self.z, edges, U[:, j], retain_graph=j + 1 < k, allow_unused=True
-            )
-            yield j, [None if d is None else d.unsqueeze(0) for d in found]
+        for roots in self._parts():
+            first, after = roots[0], roots[-1] + 1
+            if len(roots) > 1:
+                found = torch.autograd.grad(
+                    self.z, edges, U[:, first:after].transpose(0, 1), retain_graph=after < k,
+                    is_grads_batched=True, allow_unused=True,
+                )  # fmt: skip
+                yield first, list(found)
+            else:
+                found = torch.autograd.grad(
+                    self.z, edges, U[:, first], retain_graph=after < k, allow_unused=True
+                )
+                yield first, [None if d is None else d.unsqueeze(0) for d in found]
+
+    def _parts(self) -> list[range]:
+        """Roots that go through one pass: several where activations are small, else one."""
+        k = self.roots.shape[1]
+        together = 1
+        if all(len(c.shape) == 2 for c in self.calls):
+            width = max(c.shape[1] for c in self.calls)
+            size = max(1, len(self.z) * width * self.z.element_size())
+            together = max(1, PASS_BYTES // size)
+        parts = -(-k // together)
+        ends = [k * i // parts for i in range(parts + 1)]
+        return [range(a, b) for a, b in pairwise(ends)]
 
 
 def chosen(

@@ -58,6 +58,9 @@ class LayerRule:
         (layer, features, δ (k, n, ...)) → Σ over n and k of the squared gradients (*shape), and
         Σ over n's own k and entries of them (n,), by parameter name; or ``None`` in place of the
         two where gradients of a few examples at a time are as good.
+    pooled : callable or None
+        Where a layer's output is (n, o): (layer, features, Σ over roots of δ∘δ (n, o)) → as
+        ``squares``, for all roots at once.
     positions : callable or None
         For layers that multiply by a matrix: (layer, features, None) → inputs (n, T, i) of every
         position; (layer, features, δ (k, n, ...)) → output gradients (k, n, T, o).
@@ -66,6 +69,7 @@ class LayerRule:
     features: Callable[[nn.Module, Tensor], Tensor]
     per_example: Callable[[nn.Module, Tensor, Tensor], Grads]
     squares: Callable[[nn.Module, Tensor, Tensor], Squares | None] | None = None
+    pooled: Callable[[nn.Module, Tensor, Tensor], Squares] | None = None
     positions: Callable[[nn.Module, Tensor, Tensor | None], Tensor] | None = None
 
 
@@ -127,27 +131,20 @@ def _linear_positions(layer: nn.Module, a: Tensor, delta: Tensor | None) -> Tens
 
 
 def _linear_squares(layer: nn.Module, a: Tensor, delta: Tensor) -> Squares | None:
+    return _matrix_squares(layer, _sequence(a), _linear_positions(layer, a, delta))
+
+
+def _linear_pooled(layer: nn.Module, a: Tensor, squares: Tensor) -> Squares:
     """For one position an example: Σ (δ aᵀ)∘² = (Σ δ∘δ)ᵀ (a∘a), summed over roots first.
 
     ‖δ aᵀ‖² = ‖δ‖²‖a‖².
     """
-    if a.ndim != 2:
-        return _matrix_squares(layer, _sequence(a), _linear_positions(layer, a, delta))
-    squares, ready = _root_squares(delta), a.square()
+    ready, norms = a.square(), squares.sum(1)
     first, second = (ready, squares) if _transposed(layer) else (squares, ready)
-    norms = squares.sum(1)
     return (
         {"weight": first.T @ second, "bias": squares.sum(0)},
         {"weight": norms * ready.sum(1), "bias": norms},
     )
-
-
-def _root_squares(delta: Tensor) -> Tensor:
-    """Σ_k δ_k∘δ_k of δ (k, ...), without squares of all roots in memory."""
-    out = delta[0].square()
-    for one in delta[1:]:
-        out.addcmul_(one, one)
-    return out
 
 
 def _matrix_squares(layer: nn.Module, a: Tensor, delta: Tensor) -> Squares | None:
@@ -287,8 +284,8 @@ def _scale_channels(layer: nn.Module, x: Tensor, delta: Tensor) -> Grads:
     }
 
 
-_LINEAR = LayerRule(_whole, _linear, _linear_squares, _linear_positions)
-_CONV = LayerRule(_unfolded, _conv, _conv_squares, _conv_positions)
+_LINEAR = LayerRule(_whole, _linear, _linear_squares, _linear_pooled, _linear_positions)
+_CONV = LayerRule(_unfolded, _conv, _conv_squares, positions=_conv_positions)
 _SCALE_LAST = LayerRule(_normalised, _scale_last)
 _SCALE_CHANNELS = LayerRule(_normalised, _scale_channels)
 

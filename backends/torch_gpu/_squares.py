@@ -8,20 +8,14 @@ import torch
 from torch import Tensor
 
 from ._layer_calls import Call, chosen
-from ._layer_rules import Grads, TableRows
+from ._layer_rules import Grads, Squares, TableRows
 
 # Per-example gradients that are only squared and summed take at most this many bytes at a time.
 BLOCK_BYTES = 32 << 20
 
 
 class SquareSums:
-    """Σ over examples and roots of the squared gradients of some parameters.
-
-    Attributes
-    ----------
-    norms : dict of str to Tensor (n,)
-        By parameter: summed over the entries instead of the examples.
-    """
+    """Σ over examples and roots of the squared gradients of some parameters."""
 
     def __init__(self, names: Mapping[Tensor, str], calls: Sequence[Call]) -> None:
         self._names = names
@@ -32,11 +26,27 @@ class SquareSums:
         ]
         self._dense: Grads = {}
         self._rows: dict[str, list[TableRows]] = {}
-        self.norms: Grads = {}
+        self._norms: Grads = {}
+        # By layer of one position an example: Σ over roots of δ∘δ (n, o).
+        self._pools: dict[int, tuple[Call, Tensor]] = {}
 
-    @property
-    def sums(self) -> dict[str, Tensor | TableRows]:
-        """What was added, of tables only the rows that were used."""
+    def finish(self) -> tuple[dict[str, Tensor | TableRows], Grads]:
+        """What was added.
+
+        Returns
+        -------
+        sums : dict of str to Tensor or TableRows
+            By parameter; of tables only the rows that were used.
+        norms : dict of str to Tensor (n,)
+            The same summed over the entries instead of the examples.
+        """
+        for call, pool in self._pools.values():
+            assert call.rule.pooled is not None
+            self._tell_layer(call, call.rule.pooled(call.layer, call.ready(), pool))
+        self._pools = {}
+        return self._sums(), self._norms
+
+    def _sums(self) -> dict[str, Tensor | TableRows]:
         found: dict[str, Tensor | TableRows] = dict(self._dense)
         for name, parts in self._rows.items():
             rows, values = (torch.cat([getattr(p, k) for p in parts]) for k in ("rows", "values"))
@@ -51,16 +61,16 @@ class SquareSums:
     def add(self, calls: Sequence[Call], deltas: Sequence[Tensor | None]) -> None:
         """Some roots more."""
         for members in self._groups:
-            short = len(members) == 1 and self._short_way(calls[members[0]], deltas[members[0]])
-            if not short:
-                self._long_way([(calls[m], deltas[m]) for m in members])
+            own = [(calls[m], deltas[m]) for m in members]
+            if len(members) > 1 or not self._short_way(members[0], *own[0]):
+                self._long_way(own)
 
     def _tell(
         self, name: str, total: Tensor | TableRows, norms: Tensor, part: slice, n: int
     ) -> None:
-        if name not in self.norms:
-            self.norms[name] = norms.new_zeros(n)
-        self.norms[name][part] += norms
+        if name not in self._norms:
+            self._norms[name] = norms.new_zeros(n)
+        self._norms[name][part] += norms
         if isinstance(total, TableRows):
             self._rows.setdefault(name, []).append(total)
         elif name in self._dense:
@@ -68,18 +78,28 @@ class SquareSums:
         else:
             self._dense[name] = total.contiguous()
 
-    def _short_way(self, call: Call, delta: Tensor | None) -> bool:
-        """By the layer's own rule for sums of squares, where it has one."""
-        if delta is None:
-            return True
-        found = call.rule.squares and call.rule.squares(call.layer, call.ready(), delta)
-        if not found:
-            return False
+    def _tell_layer(self, call: Call, found: Squares) -> None:
         sums, norms = found
         for name, parameter in call.layer.named_parameters(recurse=False):
             full = self._names.get(parameter)
             if full is not None and name in sums:
                 self._tell(full, sums[name], norms[name], slice(None), call.shape[0])
+
+    def _short_way(self, number: int, call: Call, delta: Tensor | None) -> bool:
+        """By the layer's own rule for sums of squares, where it has one."""
+        if delta is None:
+            return True
+        if call.rule.pooled is not None and len(call.shape) == 2:
+            pool = self._pools[number][1] if number in self._pools else None
+            for one in delta:
+                pool = one.square() if pool is None else pool.addcmul_(one, one)
+            if pool is not None:
+                self._pools[number] = call, pool
+            return True
+        found = call.rule.squares and call.rule.squares(call.layer, call.ready(), delta)
+        if not found:
+            return False
+        self._tell_layer(call, found)
         return True
 
     def _long_way(self, members: Sequence[tuple[Call, Tensor | None]]) -> None:

@@ -6,7 +6,6 @@ examples cannot influence one another (no batch statistics). Parameters that are
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
@@ -30,6 +29,7 @@ from ...core.model import (
 )
 from ...core.model.tracing import TracedFlows
 from ._layer_terms import layouts_of
+from ._remembered import digests_of
 
 HALF = (torch.float16, torch.bfloat16)
 # Rows that are only squared and summed take at most this many bytes at a time.
@@ -108,12 +108,11 @@ class ModuleEngine:
 
     def model_sha256(self) -> str:
         """SHA-256 of all parameters and buffers of the module, the frozen ones included."""
-        digest = hashlib.sha256()
-        for name, x in (*self.module.named_parameters(), *self.module.named_buffers()):
-            array = x.detach().cpu().contiguous()
-            digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
-            digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return digests_of(self.module)["model_sha256"]
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of all parameters and buffers, the frozen ones included, and of θ alone."""
+        return digests_of(self.module, self._names)
 
     def predict(self, inputs: Any) -> torch.Tensor:
         """Outputs z (n, C) of the batch."""
@@ -369,7 +368,8 @@ class ModuleEngine:
         like = self.module.get_parameter(self._names[0])
         if not x.is_floating_point():
             return x.to(like.device)
-        if not bool(torch.isfinite(x).all()):
+        # Both ends of a range are NaN where any entry is.
+        if x.numel() and not all(torch.isfinite(end) for end in torch.aminmax(x)):
             raise InvalidInputError("The inputs hold NaN or infinite entries; drop or fill them.")
         return x.to(device=like.device, dtype=like.dtype)
 

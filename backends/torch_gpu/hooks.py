@@ -3,7 +3,7 @@
 One forward pass keeps the input of every call of a layer, one backward pass a root gives the
 gradients at the layers' outputs; the gradient of each example follows from the two without another
 pass. The first batch is checked against ordinary backpropagation, so that a parameter used behind
-the layers' back is noticed instead of being left out.
+the layers' back is noticed instead of being left out; once for a module that looks the same.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ._layer_calls import Call, Passes, Unsupported, chosen
 from ._layer_rules import Grads, LayerRule, TableRows, rule_of
 from ._layer_terms import Terms, masks_in
 from ._projecting import Projecting
+from ._remembered import look_of, remember_checked, was_checked
 from ._squares import SquareSums, summed
 from .engine import ModuleEngine, OutputsOf, Roots, examples_at
 
@@ -160,9 +161,10 @@ class HooksEngine(ModuleEngine):
                     squares = SquareSums(self._site_names, calls)
                     for _, deltas in passes:
                         squares.add(calls, deltas)
-                    if not squares.norms:  # no root: zeros, of the batch's length
-                        squares.norms[self._names[0]] = passes.z.new_zeros(len(passes.z))
-                return squares.sums, squares.norms
+                    sums, norms = squares.finish()
+                    if not norms:  # no root: zeros, of the batch's length
+                        norms[self._names[0]] = passes.z.new_zeros(len(passes.z))
+                return sums, norms
             except Unsupported as refusal:
                 self._give_up(str(refusal))
         return None
@@ -228,7 +230,8 @@ class HooksEngine(ModuleEngine):
                         for site in terms.sites:
                             visit(terms.of(site, deltas, first=first == 0))
                         squares.add(calls, deltas)
-                return {n: _as_pair(x) for n, x in squares.sums.items()}, squares.norms
+                sums, norms = squares.finish()
+                return {n: _as_pair(x) for n, x in sums.items()}, norms
         except Unsupported as refusal:
             reason = str(refusal)
         raise InvalidInputError(
@@ -276,17 +279,30 @@ class HooksEngine(ModuleEngine):
                 f"Roots of {len(roots)} examples were given for a batch of {n}; one each."
             )
         with self._quiet(), torch.enable_grad():
-            if not self._trusted:
-                # Two examples tell as much as all: what is missing, and what mixes them.
-                calls, z = self._forward(examples_at(inputs, slice(0, 2)), min(n, 2))
-                if z.requires_grad:
-                    self._check_first(calls, z)
+            self._check_once(inputs, n)
             calls, z = self._forward(inputs, n)
             if roots is None:
                 U = z.new_zeros(n, 0, z.shape[1])
             else:
                 U = self._tensor(roots(z.detach()) if callable(roots) else roots)
             yield calls, Passes(calls, z, U)
+
+    def _check_once(self, inputs: Any, n: int) -> None:
+        """Check the first batch, unless this was done when the module looked the same."""
+        if self._trusted:
+            return
+        look = look_of(self.module, self._names, inputs, self._outputs_of)
+        if was_checked(self.module, look):
+            self._trusted = True
+            return
+        # Two examples tell as much as all: what is missing, and what mixes them.
+        calls, z = self._forward(examples_at(inputs, slice(0, 2)), min(n, 2))
+        if z.requires_grad:
+            self._check_first(calls, z)
+            # A single example cannot show whether a batch is mixed.
+            self._trusted = z.shape[0] > 1
+        if self._trusted:
+            remember_checked(self.module, look)
 
     def _forward(self, inputs: Any, n: int) -> tuple[list[Call], Tensor]:
         """Outputs z (n, C), and every call of a layer with chosen parameters."""
@@ -358,8 +374,6 @@ class HooksEngine(ModuleEngine):
             low, high = torch.aminmax(off)
             if not max(-float(low), float(high)) <= close * scale + close * 1e-6:
                 raise Unsupported(f"{name!r} is also used outside the calls of its layer")
-        # A single example cannot show whether a batch is mixed.
-        self._trusted = z.shape[0] > 1
 
     def _attached(self) -> dict[str, Tensor]:
         """The chosen parameters themselves, which record gradients."""

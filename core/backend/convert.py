@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -105,8 +107,14 @@ def like(x: Array, template: Array) -> Array:
 
 
 def _info_of(x: Any) -> BackendInfo | None:
+    return _info_of_class(type(x), tuple(sys.path))
+
+
+@lru_cache(maxsize=256)
+def _info_of_class(kind: type, path: tuple[str, ...]) -> BackendInfo | None:
+    """Looked up once, not with every array; which packages are on ``path`` may change it."""
     for info in registered_backends().values():
-        if info.takes(x):
+        if info.takes_class(kind):
             return info
     return None
 

@@ -68,7 +68,11 @@ class BackendInfo:
 
     def takes(self, array: Any) -> bool:
         """Whether ``array`` is of one of :attr:`array_types`, told without an import."""
-        names = {(c.__module__.split(".")[0], c.__qualname__) for c in type(array).__mro__}
+        return self.takes_class(type(array))
+
+    def takes_class(self, kind: type) -> bool:
+        """Whether arrays of this class are taken."""
+        names = {(c.__module__.split(".")[0], c.__qualname__) for c in kind.__mro__}
         return any((module.split(".")[0], cls) in names for module, cls in self.array_types)
 
     def load(self) -> Backend:

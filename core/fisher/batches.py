@@ -130,12 +130,19 @@ def model_digest(engine: ModelEngine) -> str:
     buffers are not in θ), else of the bytes of θ.
     """
     whole = getattr(engine, "model_sha256", None)
-    if whole is not None:
-        return str(whole())
-    return theta_digest(engine)
+    return digests(engine)["theta_sha256"] if whole is None else str(whole())
 
 
-def theta_digest(engine: ModelEngine) -> str:
-    """SHA-256 of the bytes of θ, which whoever holds the parameters alone can take again."""
+def digests(engine: ModelEngine) -> dict[str, str]:
+    """``model_sha256`` of :func:`model_digest`, and ``theta_sha256`` of the bytes of θ.
+
+    The latter can be taken again by whoever holds the parameters alone.
+    """
+    own = getattr(engine, "digests", None)
+    if own is not None:
+        return dict(own())
     theta = np.ascontiguousarray(to_numpy(engine.theta()))
-    return hashlib.sha256(theta.reshape(-1).view(np.uint8).data).hexdigest()
+    of_theta = hashlib.sha256(theta.reshape(-1).view(np.uint8).data).hexdigest()
+    whole = getattr(engine, "model_sha256", None)
+    of_model = of_theta if whole is None else str(whole())
+    return {"model_sha256": of_model, "theta_sha256": of_theta}

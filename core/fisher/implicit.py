@@ -17,10 +17,9 @@ from .batches import (
     ParameterChoice,
     batched,
     choose_parameters,
+    digests,
     examples_of,
-    model_digest,
     split_batch,
-    theta_digest,
 )
 from .draws import draws_of
 from .estimators import plan_of
@@ -116,7 +115,7 @@ def fisher_products(
         for name, layout in plan.layouts.items()
     }
     facts = {"structure": "implicit", "output": derive.output.name, **rule.facts()}
-    facts |= {"model_sha256": model_digest(derive), "theta_sha256": theta_digest(derive)}
+    facts |= digests(derive)
     facts["normalisation"] = "per example"
     return PrecisionTree(
         sites=found, layouts=plan.layouts, n_examples=first,

@@ -17,10 +17,9 @@ from .batches import (
     ParameterChoice,
     batched,
     choose_parameters,
+    digests,
     examples_of,
-    model_digest,
     split_batch,
-    theta_digest,
 )
 from .draws import Draws, draws_of
 from .estimators import (
@@ -235,8 +234,7 @@ def _facts(
     derive = plan.engine
     facts: dict[str, Any] = {"structure": structure, "output": derive.output.name}
     facts |= {"labels": "none"} if structure == "gram" else rule.facts()
-    facts["model_sha256"] = model_digest(derive)
-    facts["theta_sha256"] = theta_digest(derive)
+    facts |= digests(derive)
     facts["normalisation"] = "per position" if structure == "gram" else "per example"
     if structure in ("kronecker", "ekfac"):
         facts["sharing"] = sharing

@@ -68,7 +68,7 @@ def plan_of(engine: Any, parameters: tuple[Site, ...], columns: Any, *, whole: b
     Parameters
     ----------
     whole : bool
-        Take the parameters one by one.
+        Take the parameters one by one, tables like the others.
     """
     shapes = {s.name: s.shape for s in parameters}
     found: Mapping[str, SiteLayout] = {} if whole else getattr(engine, "layouts", {})
@@ -85,7 +85,7 @@ def plan_of(engine: Any, parameters: tuple[Site, ...], columns: Any, *, whole: b
         for name, shape in shapes.items()
         if name in layouts or name not in taken
     }
-    tables = frozenset(getattr(engine, "tables", ())) & set(ordered) - matrices
+    tables = frozenset(() if whole else getattr(engine, "tables", ())) & set(ordered) - matrices
     return Plan(
         engine=engine, parameters=parameters, columns=columns, layouts=ordered,
         matrices=frozenset(matrices), tables=tables,

@@ -66,7 +66,7 @@ class DiagonalEstimator:
         found: dict[str, Precision] = {}
         for name, shape in self.shapes.items():
             f = sums[name]
-            f /= n  # in place: all of them are as large as the model
+            f *= 1 / n  # in place: all of them are as large as the model
             if self._isotropic:
                 found[name] = Isotropic(float(f.mean()) if f.size else 0.0, shape)
             else:
