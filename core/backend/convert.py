@@ -107,7 +107,8 @@ def like(x: Array, template: Array) -> Array:
 
 
 def _info_of(x: Any) -> BackendInfo | None:
-    return _info_of_class(type(x), tuple(sys.path))
+    kind: Any = type(x)
+    return _info_of_class(kind, tuple(sys.path))
 
 
 @lru_cache(maxsize=256)
