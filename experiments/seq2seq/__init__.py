@@ -1,19 +1,38 @@
 """Text-to-text Transformers whose every variant is a small change of one configuration."""
 
-from .attention import (
-    Attention as Attention,
-    RelativeBias as RelativeBias,
-    relative_buckets as relative_buckets,
-)
+from .attention import Attention as Attention
 from .config import PUBLISHED as PUBLISHED, Seq2SeqConfig as Seq2SeqConfig
+from .embeddings import (
+    ClusteredEmbedding as ClusteredEmbedding,
+    FactorizedEmbedding as FactorizedEmbedding,
+)
 from .layers import (
     FeedForward as FeedForward,
     GatedFeedForward as GatedFeedForward,
+    PartialRMSNorm as PartialRMSNorm,
     RMSNorm as RMSNorm,
 )
 from .model import (
-    Cache as Cache,
     Seq2Seq as Seq2Seq,
     shift_right as shift_right,
     token_loss as token_loss,
+    token_losses as token_losses,
+)
+from .positions import (
+    ContextualBias as ContextualBias,
+    LearnedPositions as LearnedPositions,
+    RelativeBias as RelativeBias,
+    SinusoidalPositions as SinusoidalPositions,
+    relative_buckets as relative_buckets,
+)
+from .residual import FixupResidual as FixupResidual, ReZero as ReZero
+from .softmaxes import (
+    AdaptiveSoftmax as AdaptiveSoftmax,
+    MixtureOfSoftmaxes as MixtureOfSoftmaxes,
+)
+from .stack import (
+    Block as Block,
+    Cache as Cache,
+    Stack as Stack,
+    TransparentMixture as TransparentMixture,
 )

@@ -1,72 +1,12 @@
-"""Attention without the ``1/sqrt(d_kv)`` factor, relative position buckets, masks and the cache."""
-
-import math
+"""Attention, its masks and its cache."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import Seq2SeqConfig
-from .layers import at_least_float32
-
-
-def relative_buckets(
-    relative: Tensor, *, bidirectional: bool, buckets: int = 32, max_distance: int = 128
-) -> Tensor:
-    """Bucket of each relative position ``key - query``.
-
-    With ``nb`` buckets a side and ``m = nb / 2``, a distance ``n < m`` has its own bucket and a
-    larger one ``min(nb - 1, m + floor(ln(n/m) / ln(max_distance/m) * (nb - m)))``. Bidirectional
-    use gives each side half of the buckets; causal use puts all later keys into bucket 0.
-
-    Parameters
-    ----------
-    relative
-        Whole numbers of any shape.
-
-    Returns
-    -------
-    Tensor
-        int64 of the same shape, in ``[0, buckets)``.
-
-    References
-    ----------
-    Raffel et al., arXiv 1910.10683, section 2.1.
-    """
-    if bidirectional:
-        buckets //= 2
-        offset = (relative > 0).long() * buckets
-        distance = relative.abs()
-    else:
-        offset = torch.zeros_like(relative)
-        distance = (-relative).clamp(min=0)
-    exact = buckets // 2
-    ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
-    far = (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
-    return offset + torch.where(distance < exact, distance, far)
-
-
-class RelativeBias(nn.Module):
-    """One learned scalar for each (bucket, head), added to self-attention logits."""
-
-    def __init__(self, config: Seq2SeqConfig, *, bidirectional: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.buckets, config.heads))
-        self.bidirectional = bidirectional
-        self.max_distance = config.max_distance
-
-    def forward(self, queries: int, keys: int, offset: int = 0) -> Tensor:
-        """Bias ``(1, heads, queries, keys)``; the first query stands at place ``offset``."""
-        device = self.weight.device
-        key = torch.arange(keys, device=device)
-        query = torch.arange(offset, offset + queries, device=device)
-        bucket = relative_buckets(
-            key[None, :] - query[:, None],
-            bidirectional=self.bidirectional,
-            buckets=self.weight.shape[0],
-            max_distance=self.max_distance,
-        )
-        return self.weight[bucket].permute(2, 0, 1)[None]
+from .layers import at_least_float32, normal
+from .positions import ContextualBias
 
 
 def causal_mask(queries: int, keys: int, offset: int, device: torch.device) -> Tensor:
@@ -149,57 +89,107 @@ class LayerCache:
 
 
 class Attention(nn.Module):
-    """``softmax(q k^T + bias) v`` over several heads; no bias in any matrix, no ``1/sqrt(d_kv)``.
+    """``softmax(scale * q k^T + bias) v`` over several heads; no bias in any matrix.
 
-    The factor is folded into the initial scale of the query matrix. Cost for ``n`` queries and
-    ``m`` keys: ``2 d_model inner (n + m) + 2 n m inner`` multiply-adds. Source: arXiv 1910.10683.
+    T5 has ``scale = 1``: the factor ``d_kv ** -0.5`` is folded into the initial scale of the query
+    matrix. Cost for ``n`` queries and ``m`` keys: ``2 d_model inner (n + m) + 2 n m inner``
+    multiply-adds. Source: arXiv 1910.10683.
+
+    Parameters
+    ----------
+    config
+        Sizes, and how the weights start.
+    causal
+        Self-attention in a decoder; decides on the buckets of a contextual position bias.
+    cross
+        Whether another sequence is read.
     """
 
-    def __init__(self, config: Seq2SeqConfig) -> None:
+    def __init__(self, config: Seq2SeqConfig, *, causal: bool = False, cross: bool = False) -> None:
         super().__init__()
-        self.heads, self.d_kv = config.heads, config.d_kv
+        self.config, self.cross = config, cross
+        self.heads, self.d_kv, self.scale = config.heads, config.d_kv, config.attention_scale
         self.query = nn.Linear(config.d_model, config.inner, bias=False)
         self.key = nn.Linear(config.d_model, config.inner, bias=False)
         self.value = nn.Linear(config.d_model, config.inner, bias=False)
         self.output = nn.Linear(config.inner, config.d_model, bias=False)
+        self.contextual: ContextualBias | None = None
+        if config.position == "rel_contextual" and not cross:
+            both = not causal or config.arch == "prefix_lm"
+            self.contextual = ContextualBias(config, bidirectional=both)
         self.dropout = nn.Dropout(config.dropout)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw the four matrices anew."""
+        c = self.config
+        read, query = c.d_model**-0.5, (c.d_model * c.d_kv) ** -0.5
+        write = c.inner**-0.5
+        if c.scaling == "explicit":
+            query = read
+        if c.residual == "fixup" and not (self.cross and c.fixup_cross == "released"):
+            read = query = (2.0 / c.d_model) ** 0.5 * c.sublayers ** (-1 / 6)
+            write = 0.0
+        normal(self.query.weight, query, generator)
+        normal(self.key.weight, read, generator)
+        normal(self.value.weight, read, generator)
+        normal(self.output.weight, write, generator)
+
+    def new_cache(self) -> LayerCache:
+        """An empty cache for incremental use."""
+        return LayerCache()
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(x.shape[0], x.shape[1], self.heads, self.d_kv).transpose(1, 2)
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        source: Tensor | None = None,
-        bias: Tensor | None = None,
-        cache: LayerCache | None = None,
-    ) -> Tensor:
-        """Attend from ``x`` ``(b, q, d_model)`` to itself, or to ``source`` ``(b, k, d_model)``.
-
-        ``bias`` broadcasts to ``(b, heads, q, k)``. With a cache, keys of earlier calls stay
-        visible; those of ``source`` are computed once.
-        """
-        query = self._split(self.query(x))
+    def keys_values(
+        self, x: Tensor, source: Tensor | None, cache: LayerCache | None
+    ) -> tuple[Tensor, Tensor]:
+        """Everything visible so far, each ``(b, heads, k, d_kv)``."""
         stored = cache.stored() if cache is not None and source is not None else None
         if stored is not None:
-            keys, values = stored
-        else:
-            read = x if source is None else source
-            keys, values = self._split(self.key(read)), self._split(self.value(read))
-            if cache is not None and source is None:
-                keys, values = cache.append(keys, values)
-            elif cache is not None:
-                # matmul would copy a strided view at every step.
-                cache.fixed(keys.contiguous(), values.contiguous())
+            return stored
+        read = x if source is None else source
+        keys, values = self._split(self.key(read)), self._split(self.value(read))
+        if cache is not None and source is None:
+            return cache.append(keys, values)
+        if cache is not None:
+            # matmul would copy a strided view at every step.
+            cache.fixed(keys.contiguous(), values.contiguous())
+        return keys, values
+
+    def forward(
+        self, x: Tensor, *, source: Tensor | None = None, bias: Tensor | None = None,
+        mask: Tensor | None = None, cache: LayerCache | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Attend from ``x`` ``(b, q, d_model)`` to itself, or to ``source`` ``(b, k, d_model)``.
+
+        ``bias`` broadcasts to ``(b, heads, q, k)`` and closes what may not be seen (``mask``, which
+        other mixers need, adds nothing to it). With a cache, keys of earlier calls stay visible;
+        those of ``source`` are computed once.
+        """
+        query = self._split(self.query(x))
+        if self.scale != 1.0:
+            query = query * self.scale
+        keys, values = self.keys_values(x, source, cache)
+        if self.contextual is not None:
+            place = self.contextual(x, query, keys.shape[2])
+            bias = place if bias is None else bias + place
         if torch.is_grad_enabled() or self.training:
             logits = query @ keys.transpose(-1, -2)
             if bias is not None:
                 logits += bias
-            weights = self.dropout(torch.softmax(at_least_float32(logits), -1).to(values.dtype))
-            heads = weights @ values
+            heads = self.mix(logits, values)
         else:  # the same without keeping the weights
             heads = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=1.0)
-        mixed = heads.transpose(1, 2).reshape(x.shape[0], x.shape[1], -1)
+        return self.join(heads)
+
+    def mix(self, logits: Tensor, values: Tensor) -> Tensor:
+        """``dropout(softmax(logits)) values``, ``(b, heads, q, d_kv)``."""
+        weights: Tensor = self.dropout(torch.softmax(at_least_float32(logits), -1).to(values.dtype))
+        return weights @ values
+
+    def join(self, heads: Tensor) -> Tensor:
+        """Heads ``(b, heads, q, d_kv)`` through the output matrix; ``(b, q, d_model)``."""
+        mixed = heads.transpose(1, 2).reshape(heads.shape[0], heads.shape[2], -1)
         out: Tensor = self.output(mixed)
         return out

@@ -12,6 +12,11 @@ from .config import Activation, Seq2SeqConfig
 from .model import Seq2Seq
 
 _ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "gelu_new": "gelu", "silu": "swish"}
+_EXPRESSED = (
+    "vocab_size", "d_model", "d_ff", "d_kv", "heads", "layers", "decoder_layers", "activation",
+    "gated", "embedding", "scale_logits", "dropout", "norm_eps", "buckets", "max_distance",
+    "pad_id", "eos_id", "start_id",
+)  # fmt: skip
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "output": "o"}
 
 
@@ -86,11 +91,12 @@ def config_from_hf(fields: dict[str, object]) -> Seq2SeqConfig:
 def config_to_hf(config: Seq2SeqConfig) -> dict[str, object]:
     """Content of a T5 ``config.json`` for a configuration that this format can express."""
     kinds = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+    kept = {name: getattr(config, name) for name in _EXPRESSED}
     expressible = (
-        config.arch == "encdec" and config.norm == "rms" and config.position == "rel_shared"
-        and not config.ffn_bias and config.activation in kinds
+        config.arch == "encdec" and config.activation in kinds
         and config.embedding in ("tied_all", "tied_inputs")
         and config.logits_scaled == (config.embedding == "tied_all")
+        and config == Seq2SeqConfig(**kept)
     )  # fmt: skip
     if not expressible:
         raise InvalidInputError(

@@ -8,7 +8,7 @@ from torch import Tensor
 from fishertope.core.errors import InvalidInputError
 
 from .layers import at_least_float32
-from .model import Cache, Seq2Seq, shift_right
+from .model import Seq2Seq, shift_right
 from .prepared import PreparedDecoder, can_prepare
 
 NEGATIVE = -1.0e9
@@ -25,13 +25,13 @@ class _Session:
             raise InvalidInputError(
                 f"inputs have shape {tuple(inputs.shape)}; give (batch, length)"
             )
-        self.model, self.cache = model, Cache(config.decoder_depth)
+        self.model, self.cache = model, model.new_cache()
         self.encoded: Tensor | None = None
         self.source_mask: Tensor | None = None
         self.prefix: Tensor | None = None
         if config.has_encoder:
             self.encoded = model.encode(inputs).repeat_interleave(copies, 0)
-            self.source_mask = (inputs != config.pad_id)[:, None, :].repeat_interleave(copies, 0)
+            self.source_mask = model.source_mask(inputs).repeat_interleave(copies, 0)
             start = inputs.new_full((inputs.shape[0], 1), config.start_id)
         else:
             if bool((inputs == config.pad_id).any()):
@@ -215,7 +215,7 @@ def label_log_likelihoods(
         raise InvalidInputError(f"arch={config.arch!r}; ranking needs an encoder")
     batch, classes = len(inputs), len(labels)
     encoded = model.encode(inputs).repeat_interleave(classes, 0)
-    mask = (inputs != config.pad_id)[:, None, :].repeat_interleave(classes, 0)
+    mask = model.source_mask(inputs).repeat_interleave(classes, 0)
     goal = labels.repeat(batch, 1)
     logits = model.decode(shift_right(goal, config.start_id), encoded=encoded, source_mask=mask)
     picked = torch.log_softmax(at_least_float32(logits), -1).gather(-1, goal[..., None])[..., 0]

@@ -1,6 +1,6 @@
-"""The text-to-text Transformer: blocks, stacks, and the model with its four structures."""
+"""The text-to-text Transformer with its four structures, and its loss."""
 
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -8,131 +8,18 @@ from torch.nn import functional as F
 
 from fishertope.core.errors import InvalidInputError
 
-from .adapter import Adapter
-from .attention import (
-    Attention,
-    LayerCache,
-    RelativeBias,
-    additive,
-    causal_mask,
-    prefix_mask,
-    segment_mask,
-)
+from .assembly import make_stack
+from .attention import causal_mask, prefix_mask, segment_mask
 from .config import Seq2SeqConfig
-from .layers import FeedForward, GatedFeedForward, at_least_float32, make_norm
-
-
-class Cache:
-    """Keys and values of a whole decoder: one pair of layer caches for each block."""
-
-    def __init__(self, layers: int) -> None:
-        self.self_layers = [LayerCache() for _ in range(layers)]
-        self.cross_layers = [LayerCache() for _ in range(layers)]
-
-    @property
-    def length(self) -> int:
-        """Number of decoder places read so far."""
-        return self.self_layers[0].length
-
-    def reorder(self, rows: Tensor) -> None:
-        """Keep the given rows of the batch, in that order (beam search)."""
-        for layer in (*self.self_layers, *self.cross_layers):
-            layer.reorder(rows)
-
-
-class Block(nn.Module):
-    """Self-attention, optional cross-attention and feed-forward, each ``h + dropout(f(norm(h)))``.
-
-    ``shared`` gives a block whose self-attention and feed-forward layers, with their norms, are
-    used here too.
-    """
-
-    def __init__(
-        self, config: Seq2SeqConfig, *, cross: bool, own_position: RelativeBias | None = None,
-        shared: "Block | None" = None,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        feed = GatedFeedForward if config.gated else FeedForward
-        self.self_norm: nn.Module = make_norm(config) if shared is None else shared.self_norm
-        self.self_attention: Attention = (
-            Attention(config) if shared is None else shared.self_attention
-        )
-        self.position = own_position
-        self.cross_norm = make_norm(config) if cross else None
-        self.cross_attention = Attention(config) if cross else None
-        self.feed_norm: nn.Module = make_norm(config) if shared is None else shared.feed_norm
-        self.feed_forward: FeedForward = feed(config) if shared is None else shared.feed_forward
-        self.dropout = nn.Dropout(config.dropout)
-        self.adapter: Adapter | None = None
-
-    def forward(
-        self, h: Tensor, *, bias: Tensor | None, source: Tensor | None, cross_bias: Tensor | None,
-        caches: tuple[LayerCache, LayerCache] | None,
-    ) -> Tensor:  # fmt: skip
-        """Map ``(batch, length, d_model)`` to the same shape."""
-        own, other = (None, None) if caches is None else caches
-        mixed = self.self_attention(self.self_norm(h), bias=bias, cache=own)
-        h = h + self.dropout(mixed)
-        if self.cross_attention is not None and self.cross_norm is not None:
-            read = self.cross_attention(
-                self.cross_norm(h), source=source, bias=cross_bias, cache=other
-            )
-            h = h + self.dropout(read)
-        out: Tensor = h + self.dropout(self.feed_forward(self.feed_norm(h)))
-        return out if self.adapter is None else self.adapter(out)
-
-
-class Stack(nn.Module):
-    """Blocks, the position bias that they share, and the last norm."""
-
-    def __init__(
-        self, config: Seq2SeqConfig, *, depth: int, bidirectional: bool, cross: bool,
-        shared: "Stack | None" = None,
-    ) -> None:  # fmt: skip
-        super().__init__()
-
-        def table(kind: str) -> RelativeBias | None:
-            if config.position != kind:
-                return None
-            return RelativeBias(config, bidirectional=bidirectional)
-
-        self.position = table("rel_shared")
-        self.blocks: nn.ModuleList = nn.ModuleList(
-            Block(
-                config,
-                cross=cross,
-                own_position=table("rel_per_layer"),
-                shared=None if shared is None else cast(Block, shared.blocks[i]),
-            )
-            for i in range(depth)
-        )
-        self.final_norm = make_norm(config)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(
-        self, h: Tensor, mask: Tensor | None, *, source: Tensor | None = None,
-        source_mask: Tensor | None = None, cache: Cache | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Run embedded tokens ``(b, q, d_model)`` through the stack; masks ``(b, q, k)`` bool."""
-        offset = 0 if cache is None else cache.length
-        queries, keys = h.shape[1], h.shape[1] + offset
-        shared = None if self.position is None else self.position(queries, keys, offset)
-        common = additive(mask, shared, h.dtype)
-        cross_bias = additive(source_mask, None, h.dtype)
-        h = self.dropout(h)
-        for i, module in enumerate(self.blocks):
-            block = cast(Block, module)
-            bias = common
-            if block.position is not None:
-                bias = additive(mask, block.position(queries, keys, offset), h.dtype)
-            caches = None if cache is None else (cache.self_layers[i], cache.cross_layers[i])
-            h = block(h, bias=bias, source=source, cross_bias=cross_bias, caches=caches)
-        out: Tensor = self.dropout(self.final_norm(h))
-        return out
+from .embeddings import Table, draw_table, embed, make_table, table_logits
+from .layers import at_least_float32, normal
+from .positions import places_in_segments
+from .softmaxes import make_head
+from .stack import BaseBlock as BaseBlock, Block as Block, Cache as Cache, Stack as Stack
 
 
 class Seq2Seq(nn.Module):
-    """Text-to-text Transformer: T5 v1.0, its gated form, and the single-stack structures.
+    """Text-to-text Transformer: T5 v1.0, its variants, and the single-stack structures.
 
     Parameters
     ----------
@@ -143,7 +30,7 @@ class Seq2Seq(nn.Module):
 
     References
     ----------
-    Raffel et al., arXiv 1910.10683.
+    Raffel et al., arXiv 1910.10683; Narang et al., arXiv 2102.11972.
     """
 
     def __init__(self, config: Seq2SeqConfig, generator: torch.Generator | None = None) -> None:
@@ -151,63 +38,77 @@ class Seq2Seq(nn.Module):
         self.config = config
         self.encoder: Stack | None = None
         if config.has_encoder:
-            self.encoder = Stack(config, depth=config.layers, bidirectional=True, cross=False)
-        self.decoder = Stack(
-            config,
-            depth=config.decoder_depth,
-            bidirectional=config.arch == "prefix_lm",
-            cross=config.has_encoder,
-            shared=self.encoder if config.arch == "encdec_shared" else None,
-        )
+            self.encoder = make_stack(config, stack="encoder")
+        shared = self.encoder if config.arch == "encdec_shared" else None
+        self.decoder: Stack = make_stack(config, stack="decoder", shared=shared)
         own_input = config.has_encoder and config.embedding in ("tied_dec", "untied")
         own_head = config.embedding in ("tied_inputs", "untied")
+        self.embedding: Table = make_table(config)
+        self.encoder_embedding: Table | None = make_table(config) if own_input else None
         shape = (config.vocab_size, config.d_model)
-        self.embedding = nn.Parameter(torch.empty(shape))
-        self.encoder_embedding = nn.Parameter(torch.empty(shape)) if own_input else None
         self.head = nn.Parameter(torch.empty(shape)) if own_head else None
+        self.softmax = make_head(config, self.embedding, self.head)
+        self.stretch = config.d_model**0.5 if config.scaling == "explicit" else 1.0
         if generator is not None:
             self.reset_parameters(generator)
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draw all weights anew, normal with the scales of arXiv 1910.10683."""
-        c = self.config
-
-        def draw(weight: Tensor, std: float) -> None:
-            weight.normal_(0.0, std, generator=generator)
-
         for module in self.modules():
-            if isinstance(module, Attention):
-                draw(module.query.weight, (c.d_model * c.d_kv) ** -0.5)
-                draw(module.key.weight, c.d_model**-0.5)
-                draw(module.value.weight, c.d_model**-0.5)
-                draw(module.output.weight, c.inner**-0.5)
-            elif isinstance(module, FeedForward):
-                draw(module.wi.weight, c.d_model**-0.5)
-                draw(module.wo.weight, c.d_ff**-0.5)
-                if isinstance(module, GatedFeedForward):
-                    draw(module.gate.weight, c.d_model**-0.5)
-                for linear in module.children():
-                    if isinstance(linear, nn.Linear) and linear.bias is not None:
-                        linear.bias.zero_()
-            elif isinstance(module, RelativeBias):
-                draw(module.weight, c.d_model**-0.5)
-        draw(self.embedding, 1.0)
+            draw = getattr(module, "initialise", None)
+            if draw is not None:
+                draw(generator)
+        draw_table(self.embedding, 1.0 / self.stretch, generator)
         if self.encoder_embedding is not None:
-            draw(self.encoder_embedding, 1.0)
+            draw_table(self.encoder_embedding, 1.0 / self.stretch, generator)
         if self.head is not None:
-            draw(self.head, c.d_model**-0.5)
+            normal(self.head, self.config.d_model**-0.5, generator)
+
+    def new_cache(self) -> Cache:
+        """An empty cache for decoding step by step."""
+        return self.decoder.new_cache()
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """Sum of the auxiliary losses of the last call in training mode; None without any."""
+        losses: list[Tensor] = []
+        for module in self.modules():
+            own = None if module is self else getattr(module, "auxiliary_loss", None)
+            loss = None if own is None else own()
+            if loss is not None:
+                losses.append(loss)
+        return torch.stack(losses).sum() if losses else None
+
+    def _embed(self, table: Table, tokens: Tensor) -> Tensor:
+        out = embed(table, tokens)
+        return out if self.stretch == 1.0 else out * self.stretch
+
+    def source_mask(self, inputs: Tensor) -> Tensor:
+        """Which places of the encoder's output are real, ``(batch, 1, length)`` bool."""
+        if self.encoder is None:
+            raise InvalidInputError(f"arch={self.config.arch!r} has no encoder")
+        return self.encoder.output_mask((inputs != self.config.pad_id)[:, None, :])
 
     def encode(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
-        """Encode ``(batch, length)`` tokens to ``(batch, length, d_model)``; padding is unseen."""
+        """Encode ``(batch, length)`` tokens to ``(batch, length, d_model)``; padding is unseen.
+
+        A funnel's output is shorter; transparent cross-attention needs all layers,
+        ``(batch, layers + 1, length, d_model)``.
+        """
         if self.encoder is None:
             raise InvalidInputError(f"arch={self.config.arch!r} has no encoder; call decode")
         table = self.embedding if self.encoder_embedding is None else self.encoder_embedding
+        places = None
         if segments is None:
             mask = (tokens != self.config.pad_id)[:, None, :]
         else:
-            mask = segment_mask(segments, segments)
-        out: Tensor = self.encoder(F.embedding(tokens, table), mask)
+            if self.config.pool_blocks > 1:
+                raise InvalidInputError(
+                    f"packed rows were given to pool_blocks={self.config.pool_blocks}; a funnel "
+                    "would pool over the border of two texts, train it without packing"
+                )
+            mask, places = segment_mask(segments, segments), places_in_segments(segments)
+        out: Tensor = self.encoder(self._embed(table, tokens), mask, places=places)
         return out
 
     def decode(
@@ -217,8 +118,20 @@ class Seq2Seq(nn.Module):
         """Logits ``(batch, length, vocab)`` for decoder input tokens ``(batch, length)``.
 
         ``prefix`` is needed by, and only by, the prefix LM when several tokens are read at once.
-        With a cache, ``tokens`` are the new ones only.
+        With a cache, ``tokens`` are the new ones only. Where the softmax is not one of a single
+        product, the logits are log-probabilities.
         """
+        hidden = self.read(
+            tokens, encoded=encoded, source_mask=source_mask, segments=segments, prefix=prefix,
+            cache=cache,
+        )  # fmt: skip
+        return self.logits(hidden)
+
+    def read(
+        self, tokens: Tensor, *, encoded: Tensor | None = None, source_mask: Tensor | None = None,
+        segments: Tensor | None = None, prefix: Tensor | None = None, cache: Cache | None = None,
+    ) -> Tensor:  # fmt: skip
+        """What the softmax reads, ``(batch, length, d_model)``; arguments as for :meth:`decode`."""
         offset, length = (0 if cache is None else cache.length), tokens.shape[1]
         if prefix is not None and (self.config.arch != "prefix_lm" or offset):
             raise InvalidInputError(
@@ -230,22 +143,34 @@ class Seq2Seq(nn.Module):
         mask = prefix_mask(prefix) if prefix is not None else causal_mask(
             length, length + offset, offset, tokens.device
         )  # fmt: skip
+        places = None
         if segments is not None:
             mask = mask & segment_mask(segments, segments)
-        hidden = self.decoder(
-            F.embedding(tokens, self.embedding), mask, source=encoded, source_mask=source_mask,
-            cache=cache,
+            places = places_in_segments(segments)
+        hidden: Tensor = self.decoder(
+            self._embed(self.embedding, tokens), mask, source=encoded, source_mask=source_mask,
+            cache=cache, places=places,
         )  # fmt: skip
-        if self.config.logits_scaled:
-            hidden = hidden * self.config.d_model**-0.5
-        return F.linear(hidden, self.embedding if self.head is None else self.head)
+        return hidden * self.config.d_model**-0.5 if self.config.logits_scaled else hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``(..., vocab)`` for what :meth:`read` gives."""
+        if self.softmax is not None:
+            return self.softmax.log_probabilities(hidden)
+        return table_logits(self.embedding if self.head is None else self.head, hidden)
+
+    def losses(self, hidden: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
+        """``-log p(target)`` of each place plus ``z_loss`` · (log Z)², shape of ``targets``."""
+        if self.softmax is not None:
+            return self.softmax.loss(hidden, targets, z_loss)
+        return token_losses(self.logits(hidden), targets, z_loss)
 
     def forward(
         self, inputs: Tensor | None, decoder_tokens: Tensor, *,
         input_segments: Tensor | None = None, target_segments: Tensor | None = None,
-        prefix: Tensor | None = None,
+        prefix: Tensor | None = None, targets: Tensor | None = None, z_loss: float = 0.0,
     ) -> Tensor:  # fmt: skip
-        """Teacher-forced logits ``(batch, length, vocab)``.
+        """Teacher-forced logits ``(batch, length, vocab)``, or with targets the loss of each.
 
         Parameters
         ----------
@@ -257,6 +182,9 @@ class Seq2Seq(nn.Module):
             Segment numbers of packed rows, 0 at padding.
         prefix
             Of the prefix LM, ``(batch, length)`` bool.
+        targets, z_loss
+            With targets ``(batch, length)`` the result is :meth:`losses`, of the same shape; an
+            adaptive softmax then computes only what the targets need.
 
         Raises
         ------
@@ -270,23 +198,36 @@ class Seq2Seq(nn.Module):
                 "the concatenated sequence as decoder_tokens"
             )
         if inputs is None:
-            return self.decode(decoder_tokens, segments=target_segments, prefix=prefix)
-        encoded = self.encode(inputs, input_segments)
-        if (input_segments is None) != (target_segments is None):
-            raise InvalidInputError("give the segments of both sides, or of neither")
-        if input_segments is not None and target_segments is not None:
-            source_mask = segment_mask(target_segments, input_segments)
+            hidden = self.read(decoder_tokens, segments=target_segments, prefix=prefix)
         else:
-            source_mask = (inputs != self.config.pad_id)[:, None, :]
-        return self.decode(
-            decoder_tokens, encoded=encoded, source_mask=source_mask, segments=target_segments
-        )
+            encoded = self.encode(inputs, input_segments)
+            if (input_segments is None) != (target_segments is None):
+                raise InvalidInputError("give the segments of both sides, or of neither")
+            if input_segments is not None and target_segments is not None:
+                source_mask = segment_mask(target_segments, input_segments)
+            else:
+                source_mask = self.source_mask(inputs)
+            hidden = self.read(
+                decoder_tokens, encoded=encoded, source_mask=source_mask, segments=target_segments
+            )
+        return self.logits(hidden) if targets is None else self.losses(hidden, targets, z_loss)
 
 
 def shift_right(targets: Tensor, start_id: int = 0) -> Tensor:
     """Decoder input: the start id, then all targets but the last; ``(batch, length)``."""
     start = targets.new_full((targets.shape[0], 1), start_id)
     return torch.cat([start, targets[:, :-1]], 1)
+
+
+def token_losses(logits: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
+    """``-log p(target)`` plus ``z_loss`` · (log Z)², ``(b, t)`` for logits ``(b, t, v)``."""
+    wide = at_least_float32(logits)
+    losses = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="none")
+    losses = losses.view_as(targets)
+    if z_loss:  # log Z = z_target - log p(target)
+        log_z = wide.gather(-1, targets[..., None])[..., 0] + losses
+        losses = losses + z_loss * log_z.square()
+    return losses
 
 
 def token_loss(
@@ -308,13 +249,8 @@ def token_loss(
     reduction
         "sum" does not divide at all.
     """
-    wide = at_least_float32(logits)
-    losses = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="none")
-    losses = losses.view_as(targets)
+    losses = token_losses(logits, targets, z_loss)
     real = ((targets != pad_id) if weights is None else weights).to(losses.dtype)
-    if z_loss:  # log Z = z_target - log p(target)
-        log_z = wide.gather(-1, targets[..., None])[..., 0] + losses
-        losses = losses + z_loss * log_z.square()
     total = (losses * real).sum()
     if reduction == "sum":
         return total

@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import Attention, RelativeBias
+from .attention import Attention
 from .config import Activation
 from .layers import FeedForward, GatedFeedForward, RMSNorm, activate
-from .model import Block, Seq2Seq
+from .model import Block, Seq2Seq, Stack
+from .positions import RelativeBias
 
 FIRST_ROOM = 16
 """Places of a new key buffer; it doubles when it is full."""
@@ -29,15 +30,27 @@ def can_prepare(model: Seq2Seq) -> bool:
     """
     if model.encoder is None or model.training or torch.is_grad_enabled():
         return False
-    blocks = [cast(Block, block) for block in model.decoder.blocks]
-    return all(
-        type(b.self_norm) is RMSNorm and type(b.cross_norm) is RMSNorm
+    c = model.config
+    plain = (
+        type(model.decoder) is Stack and c.position in ("rel_shared", "none")
+        and c.cross == "plain" and c.residual == "plain" and c.scaling == "folded"
+        and not c.shares_blocks("decoder") and model.softmax is None
+        and isinstance(model.embedding, nn.Parameter)
+    )  # fmt: skip
+    return plain and all(_knows(b) for b in model.decoder.blocks) and (
+        type(model.decoder.final_norm) is RMSNorm
+    )  # fmt: skip
+
+
+def _knows(b: nn.Module) -> bool:
+    return (
+        type(b) is Block
+        and type(b.self_norm) is RMSNorm and type(b.cross_norm) is RMSNorm
         and type(b.feed_norm) is RMSNorm and type(b.self_attention) is Attention
         and type(b.cross_attention) is Attention and b.adapter is None and b.position is None
         and type(b.feed_forward) in (FeedForward, GatedFeedForward)
-        and b.feed_forward.wi.bias is None
-        for b in blocks
-    ) and type(model.decoder.final_norm) is RMSNorm  # fmt: skip
+        and cast(FeedForward, b.feed_forward).wi.bias is None
+    )  # fmt: skip
 
 
 class PreparedDecoder:
@@ -75,12 +88,13 @@ class PreparedDecoder:
             )
         scale = c.d_model**-0.5 if c.logits_scaled else 1.0
         norm = cast(RMSNorm, model.decoder.final_norm)
-        head = model.embedding if model.head is None else model.head
+        self.words = cast(nn.Parameter, model.embedding)
+        head = self.words if model.head is None else model.head
         self.head = (head * (norm.weight * scale)).t().contiguous()
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits ``(rows, vocab)`` after reading ``(rows, 1)`` tokens."""
-        h = F.embedding(tokens[:, 0], self.model.embedding)
+        h = F.embedding(tokens[:, 0], self.words)
         bias = None
         if self.table is not None:
             row = self.table(1, self.length + 1, self.length)[0]
@@ -106,7 +120,8 @@ class _Layer:
     """One block: fused matrices, and buffers ``(rows * heads, places, d_kv)``."""
 
     def __init__(self, block: Block, encoded: Tensor, heads: int, d_kv: int) -> None:
-        own, cross = block.self_attention, cast(Attention, block.cross_attention)
+        own = cast(Attention, block.self_attention)
+        cross = cast(Attention, block.cross_attention)
         self.heads, self.d_kv, self.inner = heads, d_kv, heads * d_kv
         self.read = _folded(block.self_norm, own.query.weight, own.key.weight, own.value.weight)
         self.write = own.output.weight.t().contiguous()
@@ -120,13 +135,13 @@ class _Layer:
 
         self.cross_keys = laid_out(cross.key.weight).transpose(1, 2).contiguous()
         self.cross_values = laid_out(cross.value.weight).contiguous()
-        feed = block.feed_forward
+        feed = cast(FeedForward, block.feed_forward)
         self.activation: Activation = feed.activation
         self.gated = isinstance(feed, GatedFeedForward)
         inner = [feed.wi.weight]
         if isinstance(feed, GatedFeedForward):
             inner.insert(0, feed.gate.weight)
-        self.feed_read = _folded(block.feed_norm, *inner)
+        self.feed_read = _folded(cast(RMSNorm, block.feed_norm), *inner)
         self.feed_write = feed.wo.weight.t().contiguous()
         self.keys = encoded.new_empty((rows * heads, FIRST_ROOM, d_kv))
         self.values = torch.empty_like(self.keys)

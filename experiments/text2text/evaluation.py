@@ -116,7 +116,7 @@ def _padded(rows: Sequence[Any], model: Seq2Seq) -> Tensor:
     out = np.full((len(rows), width), model.config.pad_id, dtype=np.int64)
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
-    return torch.from_numpy(out).to(model.embedding.device)
+    return torch.from_numpy(out).to(next(model.parameters()).device)
 
 
 def _maker(
@@ -125,9 +125,9 @@ def _maker(
     if decoder.how == "rank":
         if not labels:
             raise InvalidInputError('decoding "rank" needs label words; this task has none')
-        words = label_tokens(labels, vocabulary).to(model.embedding.device)
+        words = label_tokens(labels, vocabulary).to(next(model.parameters()).device)
         return lambda inputs: [labels[int(i)] for i in rank_classify(model, inputs, words)]
-    generator = torch.Generator(model.embedding.device).manual_seed(decoder.seed)
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(decoder.seed)
 
     def texts(inputs: Tensor) -> list[str]:
         if decoder.how == "beam":

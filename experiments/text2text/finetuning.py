@@ -13,7 +13,8 @@ import torch
 from fishertope.core.errors import InvalidInputError
 from fishertope.experiments.seq2seq import Seq2Seq
 from fishertope.experiments.seq2seq.adapter import Adapter
-from fishertope.experiments.seq2seq.model import Block
+from fishertope.experiments.seq2seq.config import StackName
+from fishertope.experiments.seq2seq.model import BaseBlock
 
 
 def add_adapters(model: Seq2Seq, width: int, *, seed: int = 0) -> list[str]:
@@ -28,10 +29,10 @@ def add_adapters(model: Seq2Seq, width: int, *, seed: int = 0) -> list[str]:
         If the model has adapters already.
     """
     generator = torch.Generator().manual_seed(seed)
-    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    blocks = [module for module in model.modules() if isinstance(module, BaseBlock)]
     if any(block.adapter is not None for block in blocks):
         raise InvalidInputError("the model has adapters already; begin with one that has none")
-    like = model.embedding
+    like = next(model.parameters())
     for block in blocks:
         block.adapter = Adapter(model.config, width, generator).to(like.device, like.dtype)
     return adapter_names(model)
@@ -67,8 +68,10 @@ def unfreeze_gradually(model: Seq2Seq, steps: int) -> Callable[[int], Collection
         match = re.match(r"(encoder|decoder)\.(blocks\.(\d+)|position)\.", name)
         if match is None:
             return 0
-        own = model.config.layers if match[1] == "encoder" else model.config.decoder_depth
-        return own - 1 - int(match[3] or 0)
+        stack: StackName = "encoder" if match[1] == "encoder" else "decoder"
+        if match[3] is not None and model.config.shares_blocks(stack):
+            return 0  # the one block is the top one too
+        return model.config.depth(stack) - 1 - int(match[3] or 0)
 
     first = {name: lowest(name) for name in names}
 

@@ -8,17 +8,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fishertope.experiments.seq2seq.model import token_loss
+from fishertope.experiments.seq2seq.model import Seq2Seq, token_loss
 
 from .batches import Batch
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLoss:
-    """Summed loss of the counted tokens and their number."""
+    """Summed loss of the counted tokens and their number.
+
+    ``auxiliary`` is what the model adds to the loss a token while it is trained (the balance loss
+    of experts, times its coefficient); it is no part of ``total``.
+    """
 
     total: Tensor
     tokens: float
+    auxiliary: Tensor | None = None
 
     @property
     def mean(self) -> Tensor:
@@ -46,11 +51,21 @@ def batch_loss(
 ) -> BatchLoss:
     """Σ over counted tokens of −log p(target) + ``z_loss`` · (log Z)²."""
     arguments = batch_tensors(batch, device)
-    logits = model(arguments.pop("inputs"), arguments.pop("decoder_tokens"), **arguments)
+    places = (arguments.pop("inputs"), arguments.pop("decoder_tokens"))
     targets = torch.from_numpy(batch.targets).to(device)
     weights = torch.from_numpy(batch.weights).to(device)
-    total = token_loss(logits, targets, z_loss=z_loss, weights=weights, reduction="sum")
-    return BatchLoss(total=total, tokens=float(batch.weights.sum()))
+    if getattr(model, "softmax", None) is not None:  # it may need less than all logits
+        losses = model(*places, **arguments, targets=targets, z_loss=z_loss)
+        total = (losses * weights.to(losses.dtype)).sum()
+    else:
+        logits = model(*places, **arguments)
+        total = token_loss(logits, targets, z_loss=z_loss, weights=weights, reduction="sum")
+    auxiliary = None
+    if model.training and isinstance(model, Seq2Seq):
+        balance = model.auxiliary_loss()
+        if balance is not None:
+            auxiliary = model.config.auxiliary_weight * balance
+    return BatchLoss(total=total, tokens=float(batch.weights.sum()), auxiliary=auxiliary)
 
 
 @torch.no_grad()

@@ -292,7 +292,10 @@ class _Loop:
         counted, total, read = state.summed(
             loss.tokens, float(loss.total.detach()), float(batch.n_tokens)
         )
-        torch.autograd.backward(loss.total / max(counted, 1.0))
+        objective = loss.total / max(counted, 1.0)
+        if loss.auxiliary is not None:
+            objective = objective + loss.auxiliary * (loss.tokens / max(counted, 1.0))
+        torch.autograd.backward(objective)
         grads = {n: p for n, p in self.names.items() if p.grad is not None}
         if world > 1:
             state.sum_gradients([p.grad for p in grads.values() if p.grad is not None])
