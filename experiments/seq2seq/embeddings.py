@@ -112,7 +112,7 @@ def make_table(config: Seq2SeqConfig) -> Table:
 
 def embed(table: Table, tokens: Tensor) -> Tensor:
     """Embed ids of any shape; ``(..., d_model)``."""
-    if isinstance(table, nn.Parameter):
+    if isinstance(table, Tensor):
         return F.embedding(tokens, table)
     out: Tensor = table(tokens)
     return out
@@ -120,12 +120,12 @@ def embed(table: Table, tokens: Tensor) -> Tensor:
 
 def table_logits(table: Table, h: Tensor) -> Tensor:
     """``(..., vocab)`` for ``(..., d_model)``."""
-    return F.linear(h, table) if isinstance(table, nn.Parameter) else table.logits(h)
+    return F.linear(h, table) if isinstance(table, Tensor) else table.logits(h)
 
 
 def draw_table(table: Table, scale: float, generator: torch.Generator) -> None:
     """Draw an embedding anew, for entries with standard deviation ``scale``."""
-    if isinstance(table, nn.Parameter):
+    if isinstance(table, Tensor):
         normal(table, scale, generator)
     else:
         table.draw(generator, scale)

@@ -35,7 +35,7 @@ def can_prepare(model: Seq2Seq) -> bool:
         type(model.decoder) is Stack and c.position in ("rel_shared", "none")
         and c.cross == "plain" and c.residual == "plain" and c.scaling == "folded"
         and not c.shares_blocks("decoder") and model.softmax is None
-        and isinstance(model.embedding, nn.Parameter)
+        and isinstance(model.embedding, Tensor)
     )  # fmt: skip
     return plain and all(_knows(b) for b in model.decoder.blocks) and (
         type(model.decoder.final_norm) is RMSNorm
