@@ -14,11 +14,14 @@ class Paper:
     title, arxiv : str
     claims : tuple of str
         Claim 1 first.
+    out_of_reach : tuple of str
+        What of the paper no study here can test, and why; shown on the paper's page.
     """
 
     title: str
     arxiv: str
     claims: tuple[str, ...]
+    out_of_reach: tuple[str, ...] = ()
 
 
 PAPERS = {
@@ -88,6 +91,24 @@ PAPERS = {
             "and scale.",
             "Insights combined give the best results.",
             "Release of data, models and code.",
+        ),
+        out_of_reach=(
+            "Absolute scores. The models have 0.30 M parameters and see about half a million "
+            "tokens of text; the paper's have 220 M to 11 B and see 34 billion to a trillion. Only "
+            "the direction of a difference is compared.",
+            "GLUE, SuperGLUE, SQuAD, CNN/Daily Mail and WMT. None of their texts can be fetched "
+            "from a package registry. Tasks of the same forms are made of WordNet, of film reviews "
+            "rated by people and of messages of user interfaces; the formats and metrics of the "
+            "original tasks are tested on hand-made records.",
+            "C4 and its size. Repeats begin at thousands of tokens here, at hundreds of millions "
+            "there, and the corpora are of one dictionary, one manual, film reviews and e-mails.",
+            "Models of 3 and 11 billion parameters, and the best published scores that they "
+            "reached: no such computer.",
+            "Effects that show only when a model has learned much from unlabeled text: after some "
+            "hundred steps it has learned the frequencies of pieces and short contexts. A study "
+            "whose interval contains no difference says that it cannot be tested at this size.",
+            "Beam search against greedy decoding, and the choice of checkpoints by validation: "
+            "both exist, but no model of this size decodes well enough for a difference.",
         ),
     ),
 }

@@ -89,6 +89,9 @@ def claims_page(paper: str, claims: Path) -> str:
         named = "<br>".join(f"[{s.id}](#{s.id})" for s in own) or "none yet"
         verdicts = "<br>".join(_verdict(runs[s.id]) for s in own) or "–"
         lines.append(f"| {number}. {claim} | {named} | {verdicts} |")
+    if facts.out_of_reach:
+        lines += ["", "## What cannot be tested here", ""]
+        lines += [f"- {sentence}" for sentence in facts.out_of_reach]
     for study in studies:
         lines += ["", *_section(study, runs[study.id])]
     return "\n".join(lines) + "\n"

@@ -22,6 +22,8 @@ from .statistics import Interval
 
 Settings = Mapping[str, Any]
 LEAST_SEEDS = 5
+FEWEST_SEEDS = 3
+"""What a study may state as its own least number: below it an interval says nothing."""
 
 
 class Outcome(StrEnum):
@@ -168,12 +170,15 @@ class Study:
         CPU time of ``--quick`` and of the full study, about.
     seeded : bool
         False for exact computations without any draw; otherwise the full study must have at least
-        five seeds for each of its conditions.
+        ``least_seeds`` seeds for each of its conditions.
+    least_seeds : int
+        Five, unless a unit is so dear that the study says it makes do with three or four.
 
     Raises
     ------
     InvalidInputError
-        For an unknown paper or claim, or an id that does not start with its paper.
+        For an unknown paper or claim, an id that does not start with its paper, or fewer than
+        three seeds.
     """
 
     id: str
@@ -191,6 +196,7 @@ class Study:
     quick_seconds: float = 30.0
     full_minutes: float = 5.0
     seeded: bool = True
+    least_seeds: int = LEAST_SEEDS
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", self.id) or self.paper not in PAPERS:
@@ -204,6 +210,12 @@ class Study:
                 f"{self.id}: claims={self.claims} was given; {self.paper} has claims 1 to {last}."
             )
 
+        if self.least_seeds < FEWEST_SEEDS:
+            raise InvalidInputError(
+                f"{self.id}: least_seeds={self.least_seeds} was given; {FEWEST_SEEDS} or more are "
+                "accepted."
+            )
+
     @property
     def paper(self) -> str:
         """Which paper: the first part of the id."""
@@ -215,7 +227,8 @@ class Study:
         Raises
         ------
         InvalidInputError
-            No unit, a unit twice, or a full study with fewer than five seeds of a condition.
+            No unit, a unit twice, or a full study with fewer seeds of a condition than
+            ``least_seeds``.
         """
         found = list(self.units(quick))
         texts = [canonical(s) for s in found]
@@ -223,9 +236,10 @@ class Study:
             raise InvalidInputError(f"{self.id}: there is no unit, or one is given twice.")
         if self.seeded and not quick:
             rest = Counter(canonical({k: v for k, v in s.items() if k != "seed"}) for s in found)
-            if min(rest.values()) < LEAST_SEEDS or any("seed" not in s for s in found):
+            if min(rest.values()) < self.least_seeds or any("seed" not in s for s in found):
                 raise InvalidInputError(
-                    f"{self.id}: every condition of a full study needs {LEAST_SEEDS} seeds or more."
+                    f"{self.id}: every condition of a full study needs {self.least_seeds} seeds or "
+                    "more."
                 )
         return found
 

@@ -9,16 +9,23 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fishertope.core.errors import InvalidInputError
 from fishertope.experiments.seq2seq import Seq2Seq
-from fishertope.experiments.seq2seq.decoding import beam, greedy, rank_classify, sample
+from fishertope.experiments.seq2seq.decoding import (
+    beam,
+    greedy,
+    label_log_likelihoods,
+    sample,
+)
 
-from .batches import Lengths
+from .batches import Lengths, convert
 from .formats import Example
 from .metrics import Scores
-from .tasks import Split, Task, tokenize
+from .steps import batch_tensors
+from .tasks import Split, Task, TokenExample, tokenize
 from .vocabulary import Vocabulary
 
 Decoding: TypeAlias = Literal["greedy", "beam", "sample", "rank"]
@@ -31,7 +38,7 @@ class Decoder:
     Parameters
     ----------
     how
-        "rank" answers with the most probable of the task's label words (encoder-decoders).
+        "rank" answers with the most probable of the task's label words.
     max_new_tokens
         ``None`` takes the length of the targets.
     beams, alpha, temperature, top_k, seed
@@ -111,7 +118,47 @@ def evaluate(
     )  # fmt: skip
 
 
-def _padded(rows: Sequence[Any], model: Seq2Seq) -> Tensor:
+def label_scores(
+    model: Any, rows: Sequence[NDArray[np.int64]], labels: Sequence[str],
+    vocabulary: Vocabulary, *, batch_size: int = 32,
+) -> NDArray[np.float64]:  # fmt: skip
+    """Every label's log p(label | input) for token rows: ``(n, classes)``; any structure.
+
+    ``model`` is a ``Seq2Seq``, or a module with its ``config`` and ``forward``.
+    Rows of one batch are of similar length. The model is used in evaluation mode and its mode put
+    back.
+    """
+    words = label_tokens(labels, vocabulary).to(next(model.parameters()).device)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    out = np.zeros((len(rows), len(labels)))
+    was = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for start in range(0, len(rows), batch_size):
+                batch = order[start : start + batch_size]
+                out[batch] = _label_batch(model, [rows[i] for i in batch], words).cpu().numpy()
+    finally:
+        model.train(was)
+    return out
+
+
+def _label_batch(model: Any, rows: Sequence[NDArray[np.int64]], words: Tensor) -> Tensor:
+    if isinstance(model, Seq2Seq) and model.config.has_encoder:
+        return label_log_likelihoods(model, _padded(rows, model), words)
+    labels = [row[row != model.config.pad_id].cpu().numpy() for row in words]
+    read = [TokenExample(inputs=row, targets=label) for row in rows for label in labels]
+    longest = Lengths(inputs=max(map(len, rows)), targets=words.shape[1])
+    batch = convert([[example] for example in read], longest, model.config.arch)
+    tensors = batch_tensors(batch, next(model.parameters()).device)
+    logits = model(tensors.pop("inputs"), tensors.pop("decoder_tokens"), **tensors)
+    goal = torch.from_numpy(batch.targets).to(logits.device)
+    weights = torch.from_numpy(batch.weights).to(logits.device)
+    picked = torch.log_softmax(logits.float(), -1).gather(-1, goal[..., None])[..., 0]
+    return (picked * weights).sum(-1).view(len(rows), len(labels))
+
+
+def _padded(rows: Sequence[Any], model: Any) -> Tensor:
     width = max(len(row) for row in rows)
     out = np.full((len(rows), width), model.config.pad_id, dtype=np.int64)
     for i, row in enumerate(rows):
@@ -126,7 +173,13 @@ def _maker(
         if not labels:
             raise InvalidInputError('decoding "rank" needs label words; this task has none')
         words = label_tokens(labels, vocabulary).to(next(model.parameters()).device)
-        return lambda inputs: [labels[int(i)] for i in rank_classify(model, inputs, words)]
+
+        @torch.no_grad()
+        def best(inputs: Tensor) -> list[str]:
+            rows = [row[row != model.config.pad_id].cpu().numpy() for row in inputs]
+            return [labels[int(i)] for i in _label_batch(model, rows, words).argmax(-1)]
+
+        return best
     generator = torch.Generator(next(model.parameters()).device).manual_seed(decoder.seed)
 
     def texts(inputs: Tensor) -> list[str]:

@@ -7,6 +7,7 @@ sentence, word or sense stands on both sides.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,11 @@ from .tasks import Source, Split, Task, TaskRegistry
 
 OPINIONS = ("negative", "positive")
 RELATIONS = ("entailment", "neutral", "contradiction")
+TOPICS = {
+    "act": 4, "animal": 5, "artifact": 6, "communication": 10, "food": 13, "location": 15,
+    "person": 18, "plant": 20,
+}  # fmt: skip
+"""Fields of nouns, and WordNet's numbers of them."""
 _LANGUAGES = {"de": "German", "fr": "French", "ro": "Romanian"}
 SENTIMENT = ("amazon", "imdb", "yelp", "tweets", "movie", "nyt", "snippets")
 
@@ -225,6 +231,30 @@ def entailment() -> Task:
     )  # fmt: skip
 
 
+def topic() -> Task:
+    """``topic sentence: …`` of a noun's definition → its field, one of eight; as many of each."""
+
+    def pairs(senses: Sequence[Sense]) -> list[tuple[str, Record]]:
+        rng = np.random.default_rng(0)
+        kinds: list[dict[str, Record]] = [{} for _ in TOPICS]
+        for label, group in enumerate(TOPICS.values()):
+            for s in senses:
+                if s.group == group and len(s.definition.split()) >= 4:
+                    text = s.definition
+                    kinds[label].setdefault(text.lower(), {"sentence": text, "label": label})
+        shared = Counter(key for kind in kinds for key in kind)
+        alone = [[(k, r) for k, r in kind.items() if shared[k] == 1] for kind in kinds]
+        few = min(map(len, alone))
+        return [kind[i] for kind in alone for i in rng.permutation(len(kind))[:few]]
+
+    labels = tuple(TOPICS)
+    return Task(
+        name="topic", source=_senses(pairs),
+        format=formats.classification("topic", labels, ("sentence",)),
+        postprocess=_class(labels), metrics=(metrics.accuracy,), labels=labels,
+    )  # fmt: skip
+
+
 def same_sense() -> Task:
     """``wic sentence1: … sentence2: … word: …``: is the word used in one meaning? True, False."""
     labels = ("False", "True")
@@ -307,7 +337,7 @@ def suite() -> TaskRegistry:
     return TaskRegistry([
         *(sentiment(domain) for domain in SENTIMENT), spam(), rating(), translation("de"),
         translation("fr"), translation("ro"), reverse_dictionary(), summary(), entailment(),
-        same_sense(), *(algorithmic(kind) for kind in ("copy", "reverse", "sort", "add")),
+        same_sense(), topic(), *(algorithmic(kind) for kind in ("copy", "reverse", "sort", "add")),
     ])  # fmt: skip
 
 

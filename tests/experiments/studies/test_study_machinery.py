@@ -411,3 +411,24 @@ def test_the_commands(tmp_path, capsys, monkeypatch):
     assert code == 1
     assert "checkout" in err
     assert call("report")[0] == 2
+
+
+def test_a_study_may_state_fewer_seeds_but_never_less_than_three():
+    def units(n):
+        return lambda quick: grid(range(n), shift=[0, 1])
+
+    assert len(example(units=units(3), least_seeds=3).checked_units(False)) == 6
+    with pytest.raises(InvalidInputError, match="needs 5 seeds"):
+        example(units=units(3)).checked_units(False)
+    with pytest.raises(InvalidInputError, match="needs 4 seeds"):
+        example(units=units(3), least_seeds=4).checked_units(False)
+    with pytest.raises(InvalidInputError, match="least_seeds=2 was given; 3 or more"):
+        example(least_seeds=2)
+
+
+def test_a_page_says_what_of_the_paper_no_study_can_test(tmp_path):
+    page = claims_page("t5", tmp_path)
+    part = page.split("## What cannot be tested here")[1].split("\n## ")[0]
+    for word in ("Absolute scores", "WMT", "GLUE", "11 billion"):
+        assert word in part
+    assert "cannot be tested here" not in claims_page("npeff", tmp_path)

@@ -21,6 +21,7 @@ FORMS = {
     "spam": "spam sentence: ", "rating_movie": "rating sentence: ",
     "translate_de": "translate English to German: ", "reverse_dictionary": "define: ",
     "summary": "summarize: ", "entailment": "mnli hypothesis: ", "same_sense": "wic sentence1: ",
+    "topic": "topic sentence: ",
     "copy": "copy: ", "add": "add: ",
 }  # fmt: skip
 NEEDS: dict[str, tuple[str, ...]] = {
