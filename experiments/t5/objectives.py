@@ -54,8 +54,8 @@ STUDY = Study(
     claims=(2,),
     question=(
         "Encoder-decoders of 0.30 M parameters (2+2 blocks, width 64) are pre-trained on WordNet's "
-        "texts for 600 steps of 16 texts of about 64 tokens under each objective, and fine-tuned "
-        "for 120 steps (sentiment 240) of 16 examples on three tasks: which "
+        "texts for 400 steps of 16 texts of about 64 tokens under each objective, and fine-tuned "
+        "for 100 steps (sentiment 200) of 16 examples on three tasks: which "
         "objective gives the lowest held-out losses?"
     ),
     rule=(
@@ -67,7 +67,9 @@ STUDY = Study(
         "Sizes were set by machine time; the three tasks, which are not those tried first, and the "
         "rates by one seed that is not part of the study, without pre-training, with span "
         "corruption, deshuffling and the prefix language model for 300 steps. There deshuffling "
-        "was ahead of span corruption. The rule follows the paper and was not changed by that."
+        "was ahead of span corruption. A run of three seeds without pre-training was stopped and its "
+        "rows left out, as one of its fine-tunings diverged; the rate of fine-tuning was lowered "
+        "from 0.03 to 0.01. The rule follows the paper and was not changed by any of this."
     ),
     units=lambda quick: units(CONDITIONS, quick),
     unit=unit,

@@ -60,8 +60,8 @@ class Size:
 
 SIZES = {
     "nano": Size(
-        d_model=64, d_ff=256, heads=4, d_kv=16, layers=2, vocabulary="pieces", steps=600,
-        batch_size=16, tune_steps=120, scored=500,
+        d_model=64, d_ff=256, heads=4, d_kv=16, layers=2, vocabulary="pieces", steps=400,
+        batch_size=16, tune_steps=100, scored=500,
     ),
     "pico": Size(
         d_model=16, d_ff=32, heads=2, d_kv=8, layers=1, vocabulary="bytes", steps=6,

@@ -46,7 +46,7 @@ class Tuning:
 
     method: str = "all"
     width: int = 16
-    rate: float = 3e-2
+    rate: float = 1e-2
     optimizer: Literal["adafactor", "adam"] = "adafactor"
 
 
