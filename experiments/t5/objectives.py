@@ -67,8 +67,8 @@ STUDY = Study(
         "Sizes were set by machine time; the three tasks, which are not those tried first, and the "
         "rates by one seed that is not part of the study, without pre-training, with span "
         "corruption, deshuffling and the prefix language model for 300 steps. There deshuffling "
-        "was ahead of span corruption. A run was stopped after three seeds without pre-training and "
-        "its rows left out, as one of the fine-tunings diverged; the rate of fine-tuning was "
+        "was ahead of span corruption. A run was stopped after three seeds without pre-training "
+        "and its rows left out, as one of the fine-tunings diverged; the rate of fine-tuning was "
         "lowered from 0.03 to 0.01. The rule follows the paper and was not changed by any of this."
     ),
     units=lambda quick: units(CONDITIONS, quick),
