@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...core.report import Column, Table
+from ...core.report.tables import Cell
 from ..studies import Figure, Rows, Study, Summary, decide
 from ..studies.study import Settings
 from .conditions import NEEDS, SEEDS, Condition, gap, picture, table, units
@@ -37,7 +38,7 @@ def unit(settings: Settings) -> Mapping[str, Any]:
 
 
 def _lengths() -> Table:
-    rows = []
+    rows: list[list[Cell]] = []
     for name, condition in CONDITIONS.items():
         lengths = corpus_lengths(Recipe(size="nano", seed=0, **condition.changes))
         rows.append([name, lengths.inputs, lengths.targets])

@@ -127,9 +127,10 @@ def tuning_steps(size: str, tasks: Sequence[str]) -> int:
 def fine_tune(model: Seq2Seq, name: str, size: str, how: Tuning, *, seed: int) -> None:
     """Train a model on a task, in place."""
     from ..text2text.finetuning import add_adapters, unfreeze_gradually
-    from ..text2text.training import TrainingPlan, train
+    from ..text2text.training import Trainable, TrainingPlan, train
 
-    facts, trainable = SIZES[size], None
+    facts = SIZES[size]
+    trainable: Trainable | None = None
     steps = tuning_steps(size, [name])
     if how.method == "none":
         return

@@ -22,7 +22,7 @@ from fishertope.experiments.text2text.suite import corpus  # noqa: E402
 from fishertope.experiments.text2text.training import TrainingPlan, train  # noqa: E402
 
 QUICK = bool(os.environ.get("FISHERTOPE_QUICK"))
-STEPS, BATCH = (24, 8) if QUICK else (400, 32)
+STEPS, BATCH = (16, 8) if QUICK else (400, 32)
 NANO = SCALES["nano"]
 
 
@@ -51,7 +51,7 @@ def text(need_data):
     parts = [corpus("wordnet", held_out=held_out) for held_out in (False, True)]
     if QUICK:
         words = ByteVocabulary()
-        parts = [[document[:20_000] for document in side] for side in parts]
+        parts = [[document[:3_000] for document in side] for side in parts]
     else:
         pytest.importorskip("sentencepiece")
         lines = [line for document in parts[0] for line in document.splitlines()]
