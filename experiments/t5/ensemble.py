@@ -22,12 +22,6 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
         self.config = members[0].config
 
-    @property
-    def embedding(self) -> Tensor:
-        """That of the first member: tells the device."""
-        found: Tensor = self.members[0].embedding  # type: ignore[assignment]
-        return found
-
     def forward(self, inputs: Tensor | None, decoder_tokens: Tensor, **options: Any) -> Tensor:
         """Mean logits ``(batch, length, vocab)``."""
         return torch.stack([m(inputs, decoder_tokens, **options) for m in self.members]).mean(0)
