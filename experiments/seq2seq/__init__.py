@@ -18,6 +18,10 @@ from .model import (
     token_loss as token_loss,
     token_losses as token_losses,
 )
+from .parameters import (
+    count_parameters as count_parameters,
+    parameter_counts as parameter_counts,
+)
 from .positions import (
     ContextualBias as ContextualBias,
     LearnedPositions as LearnedPositions,

@@ -20,7 +20,7 @@ a cache (of ``new_cache()``; it has ``reorder(rows)``), ``x`` holds the new plac
 Every module that owns weights has ``initialise(generator)``, which draws its own weights and those
 of its plain children anew, but not those of children that have ``initialise`` themselves. A module
 with a loss of its own has ``auxiliary_loss()``, which gives that of its last call in training mode,
-or None.
+times its coefficient, or None.
 """
 
 from __future__ import annotations

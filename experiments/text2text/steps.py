@@ -62,9 +62,7 @@ def batch_loss(
         total = token_loss(logits, targets, z_loss=z_loss, weights=weights, reduction="sum")
     auxiliary = None
     if model.training and isinstance(model, Seq2Seq):
-        balance = model.auxiliary_loss()
-        if balance is not None:
-            auxiliary = model.config.auxiliary_weight * balance
+        auxiliary = model.auxiliary_loss()
     return BatchLoss(total=total, tokens=float(batch.weights.sum()), auxiliary=auxiliary)
 
 
