@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from importlib import import_module
 from typing import cast
 
 from .config import Seq2SeqConfig, StackName
@@ -28,6 +30,12 @@ def parameter_counts(config: Seq2SeqConfig) -> dict[str, int]:
         "decoder": _stack(c, "decoder"),
         "softmax": (c.vocab_size * c.d_model if own_head else 0) + _head(c),
     }
+
+
+def _count(module: str, name: str) -> Callable[..., int]:
+    """The closed form that a layer brings itself."""
+    found = getattr(import_module(f".{module}", __package__), name)
+    return cast(Callable[..., int], found.count)
 
 
 def _table(c: Seq2SeqConfig) -> int:
@@ -60,9 +68,7 @@ def _norm(c: Seq2SeqConfig) -> int:
 def _join(c: Seq2SeqConfig) -> int:
     """One scalar of ReZero and of Fixup, the maps of a gated residual."""
     if c.recurrence:
-        from .universal import GatedResidual
-
-        return GatedResidual.count(c.d_model)
+        return _count("universal", "GatedResidual")(c.d_model)
     return 0 if c.residual == "plain" else 1
 
 
@@ -77,23 +83,18 @@ def _attention(c: Seq2SeqConfig, *, cross: bool = False) -> int:
 
 def _mixer(c: Seq2SeqConfig, *, cross: bool = False) -> int:
     if c.mixer == "weighted":
-        from .weighted import WeightedAttention
-
-        feed = WeightedAttention.count(c.d_model, c.d_ff, c.heads, c.d_kv, ffn_bias=c.ffn_bias)
+        whole = _count("weighted", "WeightedAttention")
+        feed = whole(c.d_model, c.d_ff, c.heads, c.d_kv, ffn_bias=c.ffn_bias)
         return feed - 4 * c.d_model * c.inner + _attention(c, cross=cross)
     if c.mixer == "attention" or cross:
         return _attention(c, cross=cross)
     if c.mixer.startswith("synth_"):
-        from .synthesizer import Mode, Synthesizer
-
-        return Synthesizer.count(
-            c.d_model, c.heads, c.d_kv, mode=cast(Mode, c.mixer.removeprefix("synth_")),
+        return _count("synthesizer", "Synthesizer")(
+            c.d_model, c.heads, c.d_kv, mode=c.mixer.removeprefix("synth_"),
             max_length=c.max_length, rank=c.synth_rank,
         )  # fmt: skip
-    from .conv import DynamicConvolution, LightweightConvolution
-
-    kind = LightweightConvolution if c.mixer == "lightconv" else DynamicConvolution
-    return kind.count(c.d_model, c.conv_width)
+    kind = "LightweightConvolution" if c.mixer == "lightconv" else "DynamicConvolution"
+    return _count("conv", kind)(c.d_model, c.conv_width)
 
 
 def _feed(c: Seq2SeqConfig) -> int:
@@ -110,15 +111,11 @@ def _feed_forward(c: Seq2SeqConfig, stack: StackName, index: int) -> int:
     own = _feed(c)
     if c.sparse != "none" and index in c.sparse_layers[stack == "decoder"]:
         if c.sparse == "pkm":
-            from .memory import ProductKeyMemory
-
-            own = ProductKeyMemory.count(
+            own = _count("memory", "ProductKeyMemory")(
                 c.d_model, keys=c.memory_keys, heads=c.memory_heads, key_size=c.memory_key_size
             )
         else:
-            from .moe import MixtureOfExperts
-
-            own = MixtureOfExperts.count(c.d_model, c.expert_ff or c.d_ff, c.experts)
+            own = _count("moe", "MixtureOfExperts")(c.d_model, c.expert_ff or c.d_ff, c.experts)
     return own + _norm(c) + _join(c)
 
 
@@ -135,14 +132,14 @@ def _block(c: Seq2SeqConfig, stack: StackName, index: int) -> int:
 
 
 def _evolved(c: Seq2SeqConfig, stack: StackName) -> int:
-    from .evolved import EvolvedDecoderConvolution, EvolvedEncoderConvolution, GatedLinearUnit
-
     if stack == "encoder":
-        convolutions = GatedLinearUnit.count(c.d_model) + EvolvedEncoderConvolution.count(c.d_model)
+        names = ("GatedLinearUnit", "EvolvedEncoderConvolution")
+        convolutions = sum(_count("evolved", name)(c.d_model) for name in names)
         return convolutions + _attention(c) + _feed(c) + 4 * _norm(c)
     wide = _attention(dataclasses.replace(c, heads=2 * c.heads))
     attention = wide + _attention(c) + 2 * _attention(c, cross=True)
-    return EvolvedDecoderConvolution.count(c.d_model) + attention + _feed(c) + 5 * _norm(c)
+    convolution = _count("evolved", "EvolvedDecoderConvolution")(c.d_model)
+    return convolution + attention + _feed(c) + 5 * _norm(c)
 
 
 def _biased(c: Seq2SeqConfig) -> bool:
