@@ -12,7 +12,7 @@ from . import assembly
 from .adapter import Adapter
 from .attention import LayerCache, additive
 from .config import Seq2SeqConfig, StackName
-from .layers import make_norm
+from .layers import make_norm, normal
 from .positions import RelativeBias, absolute_positions, check_length
 from .residual import fixup_end
 
@@ -157,9 +157,7 @@ class TransparentMixture(nn.Module):
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw the weights anew."""
-        rows, columns = self.weight.shape
-        with torch.no_grad():
-            self.weight.normal_(0.0, (rows * columns) ** -0.5, generator=generator)
+        normal(self.weight, self.weight.shape[0] ** -0.5, generator)
 
     def weights(self) -> Tensor:
         """``(layers + 1, decoder_layers)``, columns sum to 1."""
