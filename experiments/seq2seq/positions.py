@@ -84,8 +84,8 @@ class ContextualBias(nn.Module):
     """Bias of each (query, key) that depends on the query: ``x_i · A[bucket(j - i)]`` a head.
 
     ``x`` is the head's own query (Shaw et al.; the code of arXiv 2102.11972), or the layer's input,
-    as in earlier versions of that code. Parameters: ``buckets * heads * width``, in every layer. Cost for ``n``
-    queries: ``n * buckets * heads * width`` multiply-adds. Sources: Shaw et al.,
+    as in earlier versions of that code. Parameters: ``buckets * heads * width``, in every layer.
+    Cost for ``n`` queries: ``n * buckets * heads * width`` multiply-adds. Sources: Shaw et al.,
     arXiv 1803.02155; buckets of arXiv 1910.10683.
     """
 

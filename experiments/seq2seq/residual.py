@@ -66,7 +66,8 @@ class FixupResidual(nn.Module):
 
     def forward(self, h: Tensor, y: Tensor) -> Tensor:
         """Join two arrays of one shape."""
-        return h + self.scale(y)
+        scaled: Tensor = self.scale(y)
+        return h + scaled
 
 
 def fixup_end(config: Seq2SeqConfig, *, encoder: bool) -> nn.Module:
