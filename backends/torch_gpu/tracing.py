@@ -70,6 +70,12 @@ def traced(
         tangents = unflatten(delta, engine.sites)
         induced, at_end = passes.tangents(tangents, cut=True)
         whole, z_dot = passes.tangents(tangents, cut=False)
+        several = [n for n, x in zip(names, whole, strict=True) if len(x) != 1]
+        if several:
+            raise InvalidInputError(
+                f"{several[0]!r} sees {len(whole[names.index(several[0])])} rows for one example; "
+                "one each is taken. A model that reads an example several times has no one path."
+            )
         stacks = stacks_of(names)
         stream = _stream(whole, kinds, stacks)
         flows = []

@@ -8,4 +8,5 @@ STUDIES = {
     "merging-frontier": "frontier",
     "merging-transfer": "transfer",
     "merging-cost": "cost",
+    "merging-text-to-text": "text_to_text",
 }

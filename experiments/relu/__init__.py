@@ -5,4 +5,5 @@ STUDIES = {
     "relu-random": "random_vertices",
     "relu-selection": "selection",
     "relu-greedy": "greedy",
+    "relu-feed-forward": "feed_forward",
 }
