@@ -20,8 +20,9 @@ from torch import nn
 
 from ...core.errors import InvalidInputError
 from ...core.types import FloatArray
-from ..seq2seq.layers import GatedFeedForward, RMSNorm
+from ..seq2seq.layers import FeedForward, RMSNorm
 from ..seq2seq.model import Block
+from ..seq2seq.prepared import can_prepare
 from ..text2text.evaluation import label_tokens
 from ..text2text.folders import TextModel
 from ..text2text.formats import Example
@@ -134,14 +135,13 @@ def one_output(
     The decoder reads what the labels have in common, so that the place is the first at which they
     differ. s is that of the trained model; a new layer changes it, but not the sign of the margin.
     """
-    model = text_model.model
+    model, was = text_model.model, text_model.model.training
+    model.eval()
+    known = can_prepare(model)
+    model.train(was)
     block = cast(Block, model.decoder.blocks[-1])
-    feed, last = block.feed_forward, model.decoder.final_norm
-    plain = not isinstance(feed, GatedFeedForward) and feed.activation == "relu"
-    if (
-        model.encoder is None or not plain or feed.wi.bias is not None or block.adapter is not None
-        or not isinstance(last, RMSNorm) or len(labels) != 2
-    ):  # fmt: skip
+    feed, last = cast(FeedForward, block.feed_forward), cast(RMSNorm, model.decoder.final_norm)
+    if not known or type(feed) is not FeedForward or feed.activation != "relu" or len(labels) != 2:
         raise InvalidInputError(
             f"{len(labels)} labels and a model with arch={model.config.arch!r}, "
             f"activation={model.config.activation!r}, gated={model.config.gated}, "
@@ -152,7 +152,7 @@ def one_output(
     place = int((tokens[0] != tokens[1]).nonzero()[0])
     read = torch.cat([tokens.new_full((1,), model.config.start_id), tokens[0, :place]])
     h, x = _streams(text_model, block, examples, read)
-    head = model.embedding if model.head is None else model.head
+    head = cast(torch.Tensor, model.embedding if model.head is None else model.head)
     scale = model.config.d_model**-0.5 if model.config.logits_scaled else 1.0
     towards = head[tokens[1, place]] - head[tokens[0, place]]
     u = (last.weight * towards * scale).double().numpy()
@@ -177,7 +177,7 @@ def _streams(
         seen.append((args[0][:, -1].double(), result[:, -1].double()))
 
     model, was = text_model.model, text_model.model.training
-    handle = block.feed_norm.register_forward_hook(keep)
+    handle = cast(RMSNorm, block.feed_norm).register_forward_hook(keep)
     model.eval()
     try:
         for batch in InputBatches(text_model, tuple(examples), 64):

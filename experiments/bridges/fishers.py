@@ -109,7 +109,7 @@ class WrittenTexts(_View):
         n, m, t = texts.shape
         goal = texts.reshape(n * m, t)
         encoded = self.encode(input_ids).repeat_interleave(m, 0)
-        mask = (input_ids != self.config.pad_id)[:, None, :].repeat_interleave(m, 0)
+        mask = self.source_mask(input_ids).repeat_interleave(m, 0)
         logits = self.decode(
             shift_right(goal, self.config.start_id), encoded=encoded, source_mask=mask
         )
@@ -125,10 +125,9 @@ class ForcedTexts(_View):
 
     def forward(self, input_ids: Tensor, texts: Tensor) -> Tensor:  # type: ignore[override]
         """Of tokens (n, s) and texts (n, t)."""
-        mask = (input_ids != self.config.pad_id)[:, None, :]
         logits = self.decode(
             shift_right(texts, self.config.start_id), encoded=self.encode(input_ids),
-            source_mask=mask,
+            source_mask=self.source_mask(input_ids),
         )  # fmt: skip
         return (at_least_float32(logits) * self._written(texts)[..., None]).flatten(1)
 
@@ -271,6 +270,10 @@ def _words(text_model: TextModel, labels: Sequence[str]) -> Tensor:
     return words
 
 
+def _device(model: Seq2Seq) -> torch.device:
+    return next(model.parameters()).device
+
+
 class InputBatches:
     """Batches of ``input_ids`` and ``attention_mask``, each padded to its longest input."""
 
@@ -304,7 +307,7 @@ class InputBatches:
         out = np.full((len(rows), max(map(len, rows))), self.pad_id, dtype=np.int64)
         for i, row in enumerate(rows):
             out[i, : len(row)] = row
-        return torch.from_numpy(out).to(self.text_model.model.embedding.device)
+        return torch.from_numpy(out).to(_device(self.text_model.model))
 
 
 class _Sampled:
@@ -316,7 +319,7 @@ class _Sampled:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         model, longest = self.data.text_model.model, self.data.text_model.lengths.targets
-        generator = torch.Generator(model.embedding.device).manual_seed(self.seed)
+        generator = torch.Generator(_device(model)).manual_seed(self.seed)
         for batch in self.data:
             ids, was = batch["input_ids"], model.training
             model.eval()
