@@ -11,7 +11,6 @@ and the lowest loss that either side reached is interpolated from those runs.
 
 import argparse
 import json
-import os
 import time
 import warnings
 from pathlib import Path
@@ -19,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from scipy import sparse
+from seed_by_seed import add_options, rows_of
 
-from fishertope.core.backend import thread_facts, thread_limit
+from fishertope.core.backend import thread_limit
 from fishertope.core.factorization import DiagonalNPEFF, factorize
 from fishertope.core.fisher import DiagonalFishers
 
@@ -121,7 +121,7 @@ def resident(name):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=5)
+    add_options(parser)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--columns", type=int, default=50_000)
     parser.add_argument("--steps", type=int, default=60, help="steps of ours; theirs go to 128")
@@ -129,13 +129,11 @@ def main():
     parser.add_argument("--dtype", default="float64", choices=["float32", "float64"])
     parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
     parser.add_argument("--normalize", action="store_true", help="with --memory: rows of norm one")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.memory:
         memory(options)
         return
     console = Console()
-    rows = []
     with thread_limit(options.threads):
         small = planted(0, 200, 300, options.dtype)
         rng = np.random.default_rng(0)
@@ -145,7 +143,8 @@ def main():
             rng.random((COMPONENTS, 300)).astype(options.dtype),
             2,
         )  # warm the JIT
-        for seed in range(options.seeds):
+
+        def measure(seed):
             X = planted(seed, options.rows, options.columns, options.dtype)
             rng = np.random.default_rng(seed)
             size = np.sqrt(X.mean() / COMPONENTS)
@@ -167,12 +166,14 @@ def main():
                 "seconds_theirs": arrival(b, target),
             }
             row["ratio"] = row["seconds_ours"] / row["seconds_theirs"]
-            rows.append(row)
             console.print(row)
-        facts = {"threads": thread_facts(), "load": os.getloadavg()}
-    console.print(f"median time ratio: {np.median([r['ratio'] for r in rows]):.3f}", facts)
-    if options.out:
-        options.out.write_text(json.dumps({"rows": rows, **facts}, indent=1))
+            return row
+
+        rows = rows_of(options, measure)
+    ratios = [r["ratio"] for r in rows]
+    console.print(
+        f"median time ratio: {np.median(ratios):.3f} (range {min(ratios):.3f} to {max(ratios):.3f})"
+    )
 
 
 if __name__ == "__main__":

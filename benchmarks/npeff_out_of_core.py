@@ -11,7 +11,6 @@ reported. The loss of the same Fishers loaded into memory by another process is 
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from seed_by_seed import add_options, rows_of
 
 from fishertope.core.backend import thread_limit
 from fishertope.core.factorization import LowRankNPEFF, factorize
@@ -112,20 +112,20 @@ def child(folder, name, limit, options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=5)
+    add_options(parser)
     parser.add_argument("--megabytes", type=int, default=1024, help="size of the store")
     parser.add_argument("--columns", type=int, default=20_000)
     parser.add_argument("--batch", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--child", nargs=3, metavar=("FOLDER", "NAME", "LIMIT"))
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.child:
         folder, name, limit = options.child
         child(Path(folder), name, int(limit), options)
         return
-    console, rows = Console(), []
-    for seed in range(options.seeds):
+    console = Console()
+
+    def measure(seed):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "store"
             written(folder, seed, options.megabytes, options.columns)
@@ -143,8 +143,10 @@ def main():
                 row[name] = json.loads(done.stdout)
             for name in ("streamed", "online"):
                 row[f"{name}_loss_ratio"] = row[name]["loss"] / row["loaded"]["loss"]
-            rows.append(row)
             console.print(row)
+            return row
+
+    rows = rows_of(options, measure)
     for name in ("streamed", "online"):
         ratio = [r[f"{name}_loss_ratio"] for r in rows]
         peak = [r[name]["anonymous_above_start"] / r["store_bytes"] for r in rows]
@@ -153,9 +155,6 @@ def main():
             f"{max(ratio):.6f}; anonymous memory above the start, worst {max(peak):.3f} of the "
             f"store's bytes ({max(r[name]['anonymous_above_start'] for r in rows) / MIB:.0f} MiB)"
         )
-    if options.out:
-        facts = {"load": os.getloadavg(), "options": vars(options) | {"out": str(options.out)}}
-        options.out.write_text(json.dumps({"rows": rows, **facts}, indent=1, default=str))
 
 
 if __name__ == "__main__":

@@ -13,16 +13,13 @@ not arrive within its budget counts as the whole budget, which favours it.
 """
 
 import argparse
-import json
-import os
-import platform
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from seed_by_seed import add_options, rows_of
 
-from fishertope.core.backend import thread_facts, thread_limit
+from fishertope.core.backend import thread_limit
 from fishertope.core.factorization import LowRankNPEFF, factorize, matched_cosines
 from fishertope.core.fisher import LowRankFishers
 
@@ -105,17 +102,15 @@ def verified(result, fishers):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--problem", default="digits", choices=["digits", "planted", "hard"])
-    parser.add_argument("--seeds", type=int, default=5)
+    add_options(parser)
     parser.add_argument("--budget", type=int, default=1500, help="data products of a mu-gd run")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="float64", choices=["float32", "float64"])
     parser.add_argument("--backend", default="numba")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     console = Console()
     with thread_limit(options.threads):
-        rows = [compare(seed, options, console) for seed in range(options.seeds)]
-        facts = {"threads": thread_facts(), "load": os.getloadavg(), "cpu": platform.processor()}
+        rows = rows_of(options, lambda seed: compare(seed, options, console))
     short = {
         "seed": "seed", "found": "found", "found_random_starts": "random starts",
         "pals_loss": "pals loss", "mu_gd_loss": "mu-gd loss", "products_ratio": "products ratio",
@@ -132,8 +127,6 @@ def main():
         console.print(
             f"median {name}: {np.median(values):.4f} (range {min(values):.4f} to {max(values):.4f})"
         )
-    if options.out:
-        options.out.write_text(json.dumps({"rows": rows, **facts}, indent=1))
 
 
 def compare(seed, options, console):

@@ -51,6 +51,11 @@ def descend(start, stop, gram, targets, sweeps, tol, out):  # type: ignore[no-un
     r = gram.shape[0]
     w = np.empty(r)
     residual = np.empty(r)
+    # A division for each coefficient would be most of the time of a sweep.
+    inverse = np.zeros(r)
+    for k in range(r):
+        if gram[k, k] > 0:
+            inverse[k] = 1.0 / gram[k, k]
     for i in range(start, stop):
         for k in range(r):
             w[k] = out[i, k] if gram[k, k] > 0 else 0.0
@@ -64,8 +69,8 @@ def descend(start, stop, gram, targets, sweeps, tol, out):  # type: ignore[no-un
                             residual[j] -= w[k] * gram[k, j]
             moved = 0.0
             for k in range(r):
-                if gram[k, k] > 0:
-                    new = max(0.0, w[k] + residual[k] / gram[k, k])
+                if inverse[k] > 0 and (w[k] > 0.0 or residual[k] > 0.0):
+                    new = max(0.0, w[k] + residual[k] * inverse[k])
                     step = new - w[k]
                     if step != 0.0:
                         w[k] = new

@@ -204,7 +204,7 @@ def _columns_product(
     start: int, stop: int, left: FloatArray, right: FloatArray, out: FloatArray
 ) -> None:
     """Write columns start:stop of leftᵀ right."""
-    out[:, start:stop] = left.T @ right[:, start:stop]
+    np.matmul(left.T, right[:, start:stop], out=out[:, start:stop])
 
 
 def _transposed_matmul(x: FloatArray, y: FloatArray) -> FloatArray:

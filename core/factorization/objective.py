@@ -16,6 +16,8 @@ Source: Matena & Raffel 2023, arXiv:2310.04649 (objective); the line search is o
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from array_api_compat import array_namespace
 
@@ -26,6 +28,9 @@ from .team import ALONE, Team
 def inner(x: Array, y: Array, team: Team = ALONE) -> float:
     """⟨x, y⟩ = Σ x∘y, accumulated in float64 whatever the dtype; of all processes' examples."""
     xp = array_namespace(x, y)
+    if x.dtype == y.dtype == xp.float64 and x.shape == y.shape:  # one pass, no product in memory
+        flat = (-1,)
+        return team.add(float(xp.vecdot(xp.reshape(x, flat), xp.reshape(y, flat))))
     return team.add(float(xp.sum(x * y, dtype=xp.float64)))
 
 
@@ -42,9 +47,12 @@ def coefficient_gram(W: Array, team: Team = ALONE) -> Array:
     return team.sum(xp.astype(xp.matmul(W.T, W), xp.float64))
 
 
-def loss_value(total: float, W: Array, N: Array, S: Array, team: Team = ALONE) -> float:
-    """L = T − 2⟨W, N⟩ + ⟨WᵀW, S∘S⟩."""
-    return total - 2.0 * inner(W, N, team) + inner(coefficient_gram(W, team), S * S)
+def loss_value(
+    total: float, W: Array, N: Array, S: Array, team: Team = ALONE, *, V: Array | None = None
+) -> float:
+    """L = T − 2⟨W, N⟩ + ⟨V, S∘S⟩, with V = WᵀW where it is not given."""
+    V = coefficient_gram(W, team) if V is None else V
+    return total - 2.0 * inner(W, N, team) + inner(V, S * S)
 
 
 def coefficient_gradient(W: Array, N: Array, S: Array) -> Array:
@@ -70,13 +78,15 @@ def line_coefficients(
     P: Array,
     R: Array,
     team: Team = ALONE,
+    *,
+    V: Array | None = None,
 ) -> FloatArray:
     """Coefficients (c₀, c₁, c₂, c₃, c₄) of L(W, G + tD) = Σ_j c_j t^j in float64.
 
     c₀ = T − 2⟨W,N⟩ + ⟨V,S∘S⟩;  c₁ = −2⟨W,N₁⟩ + 2⟨V,S∘Q⟩;
     c₂ = −2⟨W,N₂⟩ + ⟨V,Q∘Q + 2S∘R⟩;  c₃ = 2⟨V,Q∘R⟩;  c₄ = ⟨V,R∘R⟩ ≥ 0.
     """
-    V = coefficient_gram(W, team)
+    V = coefficient_gram(W, team) if V is None else V
     Q = P + P.T
     linear = team.sum(np.array([inner(W, N), inner(W, N1), inner(W, N2)]))
     return np.array(
@@ -98,15 +108,50 @@ def minimise_quartic(c: FloatArray) -> tuple[float, float]:
     scale = float(np.max(np.abs(c[1:])))
     if not np.isfinite(c).all() or scale == 0.0:
         return 0.0, float(c[0])
-    derivative = np.trim_zeros(np.array([4 * c[4], 3 * c[3], 2 * c[2], c[1]]) / scale, "f")
-    roots = np.roots(derivative)
-    real = roots[np.abs(roots.imag) <= 1e-8 * (1.0 + np.abs(roots.real))].real
+    derivative = (4 * c[4] / scale, 3 * c[3] / scale, 2 * c[2] / scale, c[1] / scale)
+    real = _cubic_roots(*(float(x) for x in derivative))
     best_t, best = 0.0, 0.0
     for t in real:
-        value = float(np.polyval([c[4], c[3], c[2], c[1], 0.0], t))
+        value = float((((c[4] * t + c[3]) * t + c[2]) * t + c[1]) * t)
         if value < best:
-            best_t, best = float(t), value
+            best_t, best = t, value
     return best_t, float(c[0]) + best
+
+
+def _cubic_roots(a: float, b: float, c: float, d: float) -> list[float]:
+    """Real roots of a t³ + b t² + c t + d; by formula, polished, where it is a sound cubic."""
+    if abs(a) <= 1e-6 * max(abs(b), abs(c), abs(d)):
+        found = np.roots(np.trim_zeros(np.array([a, b, c, d]), "f"))
+        return [float(t.real) for t in found if abs(t.imag) <= 1e-8 * (1.0 + abs(t.real))]
+    # With t = x − b/3a: x³ + p x + q = 0.
+    shift, b, c, d = b / (3.0 * a), b / a, c / a, d / a
+    p, q = c - 3.0 * shift * shift, 2.0 * shift**3 - shift * c + d
+    half = 0.5 * q
+    inside = half * half + (p / 3.0) ** 3
+    if inside > 0:  # one real root: the two terms have one sign, so that nothing cancels
+        u = -math.copysign(math.cbrt(abs(half) + math.sqrt(inside)), q)
+        found = [u - p / (3.0 * u)]
+    else:
+        size = math.sqrt(max(0.0, -p / 3.0))
+        ratio = -half / size**3 if size > 0 else 0.0
+        angle = math.acos(min(1.0, max(-1.0, ratio))) / 3.0
+        found = [2.0 * size * math.cos(angle - 2.0 * math.pi * k / 3.0) for k in range(3)]
+    return [_polished(x - shift, b, c, d) for x in found]
+
+
+def _polished(t: float, b: float, c: float, d: float) -> float:
+    """A root of t³ + b t² + c t + d, by Newton's steps as long as these bring it nearer."""
+    value = ((t + b) * t + c) * t + d
+    for _ in range(4):
+        slope = (3.0 * t + 2.0 * b) * t + c
+        if slope == 0.0:
+            break
+        moved = t - value / slope
+        new = ((moved + b) * moved + c) * moved + d
+        if not abs(new) < abs(value):
+            break
+        t, value = moved, new
+    return t
 
 
 def kkt_residual(W: Array, N: Array, H: Array, team: Team = ALONE) -> float:

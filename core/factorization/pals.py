@@ -8,7 +8,7 @@ global minimiser of the quartic L(W, G + tD). Two data products a step.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ RIDGE = 1e-10
 class Point:
     """An iterate with everything that the next step needs.
 
-    W (n, r), G (r, m), B = AGᵀ (h, r), N (n, r), S = GGᵀ (r, r, float64), loss L.
+    W (n, r), G (r, m), B = AGᵀ (h, r), N (n, r), S = GGᵀ and V = WᵀW (r, r, float64), loss L.
     """
 
     W: Array
@@ -43,6 +43,7 @@ class Point:
     B: Array
     N: Array
     S: Array
+    V: Array
     loss: float
 
 
@@ -56,19 +57,20 @@ def point_from(problem: LowRankProblem, arrays: Mapping[str, Any], loss: Any) ->
     """The point of :func:`point_state`, bit for bit."""
     W, G, B, N = (problem.array(arrays[name]) for name in ("W", "G", "B", "N"))
     S = to_backend(arrays["S"], problem.backend, device=getattr(W, "device", None))
-    return Point(W, G, B, N, S, float(loss))
+    return Point(W, G, B, N, S, coefficient_gram(W, problem.team), float(loss))
 
 
 def evaluate(problem: LowRankProblem, W: Array, G: Array) -> Point:
     """The point at (W, G); one data product."""
     B, N = problem.products(G)
     S = gram(G)
-    return Point(W, G, B, N, S, objective_value(problem, W, N, S))
+    V = coefficient_gram(W, problem.team)
+    return Point(W, G, B, N, S, V, objective_value(problem, W, N, S, V))
 
 
-def objective_value(problem: LowRankProblem, W: Array, N: Array, S: Array) -> float:
+def objective_value(problem: LowRankProblem, W: Array, N: Array, S: Array, V: Array) -> float:
     """L and the penalty."""
-    return loss_value(problem.total, W, N, S, problem.team) + problem.penalty.value(S)
+    return loss_value(problem.total, W, N, S, problem.team, V=V) + problem.penalty.value(S)
 
 
 def penalised_gradient(
@@ -87,10 +89,9 @@ def lower_coefficients(
 ) -> Point:
     """W by coordinate descent for fixed G; never raises the loss, no data product."""
     W = problem.solve_coefficients(point.S, point.N, point.W, sweeps=sweeps, tol=tol)
-    loss = objective_value(problem, W, point.N, point.S)
-    if not loss <= point.loss:
-        return point
-    return Point(W, point.G, point.B, point.N, point.S, loss)
+    V = coefficient_gram(W, problem.team)
+    loss = objective_value(problem, W, point.N, point.S, V)
+    return replace(point, W=W, V=V, loss=loss) if loss <= point.loss else point
 
 
 def newton_direction(
@@ -102,7 +103,7 @@ def newton_direction(
     """
     xp = problem.xp
     pullback = problem.pullback(point.W[:, frozen:], point.B[:, frozen:])
-    whole = coefficient_gram(point.W, problem.team) * point.S
+    whole = point.V * point.S
     M = whole[frozen:, frozen:]
     if problem.penalty.weight:
         whole = whole + problem.penalty.pull(point.S)
@@ -122,7 +123,9 @@ def line_step(problem: LowRankProblem, point: Point, D: Array) -> Point:
     """The exact minimiser of L along D; one data product; the same point if nothing is lower."""
     E, N1, N2 = problem.line(point.B, D)
     P, R = gram(point.G, D), gram(D)
-    c = line_coefficients(problem.total, point.W, point.N, N1, N2, point.S, P, R, problem.team)
+    c = line_coefficients(
+        problem.total, point.W, point.N, N1, N2, point.S, P, R, problem.team, V=point.V
+    )
     c = c + problem.penalty.line(point.S, P, R)
     t, loss = minimise_quartic(c)
     if t == 0.0 or not loss < point.loss:
@@ -133,6 +136,7 @@ def line_step(problem: LowRankProblem, point: Point, D: Array) -> Point:
         point.B + t * E,
         point.N + t * N1 + (t * t) * N2,
         point.S + t * (P + P.T) + (t * t) * R,
+        point.V,
         loss,
     )
 

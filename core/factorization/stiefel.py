@@ -26,7 +26,7 @@ from ..status import Status
 from ..types import Array
 from .history import Recorder
 from .method import LowRankNPEFF
-from .objective import component_gradient, gram, inner
+from .objective import coefficient_gram, component_gradient, gram, inner
 from .pals import REFRESH, Point, evaluate, point_from, point_state
 from .problem import LowRankProblem, orthonormal_rows
 from .starts import anchor_start, random_start
@@ -176,7 +176,8 @@ def _step(
         if loss <= point.loss - ARMIJO * tau * slope:
             stacked = xp.concat([D, point.G], axis=0)
             G = xp.matmul(small, stacked)
-            new = Point(N, G, B, N, gram(G), loss)
+            V = coefficient_gram(N, problem.team)
+            new = Point(N, G, B, N, gram(G), V, loss)
             return new, residual, record(loss, residual), memory
         tau *= 0.5
     return point, residual, record(point.loss, residual), memory

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..status import Status
 from ..types import Array
+from .compare import matched_cosines
 from .history import Recorder
 from .method import LowRankNPEFF
 from .objective import inner, kkt_residual
@@ -38,6 +39,8 @@ from .starts import anchor_start, gevd_start, random_start, revive, unit_rows
 # Steps that a start may take, and steps between two refinements of the subspace.
 START_STEPS = 30
 INNER_STEPS = 16
+# |cos| from which two components are the same one.
+SAME = 0.99
 # G-only steps of a random start; without them coordinate descent switches components off.
 FIXED_COEFFICIENTS = 10
 # The subspace begins with 2r dimensions and is cut back when it exceeds 6r.
@@ -134,7 +137,11 @@ def best_start(
     space: Subspace | None,
     init: tuple[Array, Array] | None,
 ) -> Point:
-    """Run each start briefly and keep the lowest; ``init`` replaces the starts."""
+    """Run each start briefly and keep the lowest; ``init`` replaces the starts.
+
+    A start that ends with the components of the best one before it is the last: the landscape led
+    to them from two places.
+    """
     r, n = method.n_components, problem.share.n
     if init is not None:
         W, G = init
@@ -168,15 +175,24 @@ def best_start(
             tol=1e-5,
         )
         point = revive(problem, point, sweeps=method.sweeps)
+        again = best is not None and same_components(best.G, point.G)
         if best is None or point.loss < best.loss:
             best = point
         if record.stopped:
             break
         arrays, facts = point_state(best)
-        record.keep("starts", arrays | subspace_state(space), {**facts, "number": number + 1})
+        done = method.n_starts if again else number + 1
+        record.keep("starts", arrays | subspace_state(space), {**facts, "number": done})
+        if again:
+            break
     if best is None:
         raise RuntimeError("n_starts >= 1 is checked by LowRankNPEFF")
     return best
+
+
+def same_components(one: Array, other: Array) -> bool:
+    """Whether every component of one has its own in the other."""
+    return bool((matched_cosines(one, other)[0] >= SAME).all())
 
 
 def begin_solve(record: Recorder, method: LowRankNPEFF) -> int:
