@@ -28,10 +28,10 @@ from ...core.model import (
     unflatten,
 )
 from ...core.model.tracing import TracedFlows
+from ._half import float32_copy, halves_of
 from ._layer_terms import layouts_of
 from ._remembered import digests_of
 
-HALF = (torch.float16, torch.bfloat16)
 # Rows that are only squared and summed take at most this many bytes at a time.
 ROW_BYTES = 64 << 20
 
@@ -59,8 +59,9 @@ class ModuleEngine:
     -----
     Parameters that do not require gradients are left out, and rows of an embedding's
     ``padding_idx`` have none, as in training. Training mode, gradients and the random
-    state are as before after every call. float16 and bfloat16 modules are refused: differentiate a
-    float32 copy (``module.float()``).
+    state are as before after every call. float16 and bfloat16 modules are differentiated in a
+    float32 copy, made with the engine; :meth:`patch` moves both by δ, the module as far as its
+    dtype tells.
     """
 
     def __init__(
@@ -70,8 +71,12 @@ class ModuleEngine:
         output: OutputDistribution | None = None,
         outputs_of: OutputsOf | None = None,
     ) -> None:
-        self.module = module
-        self.explanation = "functional: asked for by name"
+        halves = halves_of(module)
+        # Where the user's module is in half precision, ``module`` is its float32 copy.
+        self.given, self.module = module, float32_copy(module) if halves else module
+        module = self.module
+        self._copied = f"; in a float32 copy of {' and '.join(halves)}" if halves else ""
+        self.explanation = f"functional: asked for by name{self._copied}"
         self._looped = False
         self._output: OutputDistribution = Categorical() if output is None else output
         self._outputs_of = outputs_of or _logits
@@ -85,7 +90,7 @@ class ModuleEngine:
                 "requires_grad on those to differentiate."
             )
         dtypes = {parameters[n].dtype for n in self._names}
-        if len(dtypes) > 1 or dtypes & set(HALF):
+        if len(dtypes) > 1:
             raise InvalidInputError(
                 f"Parameters of dtype {', '.join(sorted(str(d) for d in dtypes))} were given; all "
                 "float32 or all float64 is taken. Use module.float() on a copy."
@@ -321,18 +326,22 @@ class ModuleEngine:
     @contextmanager
     def patch(self, delta: Any) -> Iterator[None]:
         """θ + δ inside the block, in the module itself; the original bits on every exit."""
-        parameters = {n: p for n, p in self.module.named_parameters() if n in set(self._names)}
         parts = unflatten(self._tensor(delta), self._sites)
-        before = {n: p.detach().clone() for n, p in parameters.items()}
+        names = set(self._names)
+        # The module's and its copy's parameters; those that both have, once.
+        moved = {
+            p: n for m in (self.module, self.given) for n, p in m.named_parameters() if n in names
+        }
+        before = {p: p.detach().clone() for p in moved}
         try:
             with torch.no_grad():
-                for n, p in parameters.items():
+                for p, n in moved.items():
                     p.add_(parts[n])
             yield
         finally:
             with torch.no_grad():
-                for n, p in parameters.items():
-                    p.copy_(before[n])
+                for p, old in before.items():
+                    p.copy_(old)
 
     def _parameters(self) -> dict[str, torch.Tensor]:
         parameters = dict(self.module.named_parameters())

@@ -70,9 +70,9 @@ class HooksEngine(ModuleEngine):
         self._trusted = False
         self._work: Projecting | None = None
         self._refusal = why_not_hooks(self.module, self._names)
-        self.explanation = "hooks: every parameter belongs to a layer with a rule"
+        self.explanation = f"hooks: every parameter belongs to a layer with a rule{self._copied}"
         if self._refusal:
-            self.explanation = f"functional: {self._refusal}"
+            self.explanation = f"functional: {self._refusal}{self._copied}"
             if self._strict:
                 self._give_up(self._refusal)
 
@@ -397,7 +397,7 @@ class HooksEngine(ModuleEngine):
 
     def _give_up(self, reason: str) -> None:
         self._refusal = reason
-        self.explanation = f"functional: {reason}"
+        self.explanation = f"functional: {reason}{self._copied}"
         if self._strict:
             raise InvalidInputError(
                 f"engine='hooks' was asked for this {type(self.module).__name__}, but {reason}. "

@@ -31,7 +31,8 @@ class LowRankNPEFF:
         Divide each Fisher by its Frobenius norm, so that every example counts alike.
     n_starts : int
         ("pals", "stiefel") Starts tried briefly, the best of which is continued: anchors and
-        random ones in turn.
+        random ones in turn. "pals" ends them early when one led to the components (|cos| ≥ 0.99)
+        of the best one before it.
     start : {"auto", "anchor", "random", "gevd"}
         ("pals") "anchor": examples that are nearly a single component, from all examples and from
         random halves; "random": mixtures of all rows; "auto": the two in turn; "gevd": generalised

@@ -121,8 +121,8 @@ def minimise_quartic(c: FloatArray) -> tuple[float, float]:
 def _cubic_roots(a: float, b: float, c: float, d: float) -> list[float]:
     """Real roots of a t³ + b t² + c t + d; by formula, polished, where it is a sound cubic."""
     if abs(a) <= 1e-6 * max(abs(b), abs(c), abs(d)):
-        found = np.roots(np.trim_zeros(np.array([a, b, c, d]), "f"))
-        return [float(t.real) for t in found if abs(t.imag) <= 1e-8 * (1.0 + abs(t.real))]
+        any_roots = np.roots(np.trim_zeros(np.array([a, b, c, d]), "f"))
+        return [float(t.real) for t in any_roots if abs(t.imag) <= 1e-8 * (1.0 + abs(t.real))]
     # With t = x − b/3a: x³ + p x + q = 0.
     shift, b, c, d = b / (3.0 * a), b / a, c / a, d / a
     p, q = c - 3.0 * shift * shift, 2.0 * shift**3 - shift * c + d
@@ -133,7 +133,8 @@ def _cubic_roots(a: float, b: float, c: float, d: float) -> list[float]:
         found = [u - p / (3.0 * u)]
     else:
         size = math.sqrt(max(0.0, -p / 3.0))
-        ratio = -half / size**3 if size > 0 else 0.0
+        cube = size**3
+        ratio = -half / cube if cube > 0 else 0.0
         angle = math.acos(min(1.0, max(-1.0, ratio))) / 3.0
         found = [2.0 * size * math.cos(angle - 2.0 * math.pi * k / 3.0) for k in range(3)]
     return [_polished(x - shift, b, c, d) for x in found]

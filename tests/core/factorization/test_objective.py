@@ -200,3 +200,18 @@ def test_removal_cost_is_the_rise_of_the_loss():
         without[:, k] = 0.0
         rise = dense_loss(fishers, without, G) - point.loss
         assert abs(costs[k] - rise) <= 1e-9 * max(1.0, abs(rise))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    st.lists(st.floats(-4, 4), min_size=3, max_size=3), st.sampled_from([-3.0, -0.01, 1.0, 250.0])
+)
+def test_roots_of_cubics_with_three_real_ones_are_all_found(wanted, lead):
+    x, y, z = wanted
+    a, b, c, d = lead * np.array([1.0, -(x + y + z), x * y + y * z + z * x, -x * y * z])
+    found = objective._cubic_roots(float(a), float(b), float(c), float(d))
+    for t in found:
+        assert min(abs(t - w) for w in wanted) <= 1e-4  # as a double root is no better told
+    apart = min(abs(x - y), abs(y - z), abs(z - x))
+    if apart > 0.1:
+        assert sorted(found) == pytest.approx(sorted(wanted), abs=1e-9)
