@@ -10,14 +10,17 @@ Source: Matena & Raffel 2023, arXiv:2310.04649; the start and the solver are our
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from ..backend import BackendChoice, Kernel, enter, to_numpy
 from ..errors import InvalidInputError
 from ..fisher.per_example import LowRankFishers
+from ..fisher.store import FisherStore
 from ..status import Callback, Status
 from ..types import Array, Device
+from .factorize import provenance
 from .history import Recorder
 from .method import LowRankNPEFF
 from .objective import kkt_residual
@@ -25,14 +28,15 @@ from .pals import Point, evaluate, lower_coefficients
 from .problem import LowRankProblem, orthonormal_rows
 from .result import Factorization, gauge_fixed
 from .starts import residual_direction
-from .subspace import FIRST_DIMENSION, WORTHWHILE, Subspace, polish, refine, residuals
+from .streamed import StreamedProblem
+from .subspace import Subspace, polish, refine, residuals, subspace_pays
 
 SWEEPS = 200
 
 
 def expand(
     factorization: Factorization,
-    fishers: LowRankFishers,
+    fishers: LowRankFishers | FisherStore,
     n_new: int,
     *,
     max_steps: int | None = None,
@@ -46,8 +50,9 @@ def expand(
     ----------
     factorization : Factorization
         Of low rank; its components are frozen.
-    fishers : LowRankFishers
-        The examples to explain (the fitted ones, or others with the same columns).
+    fishers : LowRankFishers or FisherStore
+        The examples to explain (the fitted ones, or others with the same columns). The rows of a
+        store that is large stay on the disk.
     n_new : int
         ≥ 0; 0 only fits coefficients.
     max_steps : int, optional
@@ -65,13 +70,10 @@ def expand(
         Diagonal factorizations, other columns, a negative ``n_new``.
     """
     method = factorization.method
-    if not isinstance(method, LowRankNPEFF) or not isinstance(fishers, LowRankFishers):
+    if not isinstance(method, LowRankNPEFF) or not isinstance(
+        fishers, LowRankFishers | FisherStore
+    ):
         raise InvalidInputError("expand takes a factorization of LowRankFishers, and such Fishers.")
-    if fishers.n_columns != factorization.components.shape[1]:
-        raise InvalidInputError(
-            f"Fishers with {fishers.n_columns} columns were given; these components have "
-            f"{factorization.components.shape[1]}. Use the same parameters and reduction."
-        )
     if not isinstance(n_new, int) or isinstance(n_new, bool) or n_new < 0:
         raise InvalidInputError(f"n_new={n_new!r} was given; a whole number >= 0 is accepted.")
     frozen = factorization.n_components
@@ -81,14 +83,12 @@ def expand(
         solver="pals",
         max_steps=method.max_steps if max_steps is None else max_steps,
     )
-    door = enter(fishers.rows, backend=backend, device=device, kernel=Kernel.LOWRANK_PRODUCTS)
-    problem = LowRankProblem.from_fishers(
-        fishers,
-        n_components=method.n_components,
-        normalize=method.normalize,
-        backend=door.backend,
-        device=device,
-    )
+    door, problem, norms = _opened(fishers, method, backend, device)
+    if problem.n_columns != factorization.components.shape[1]:
+        raise InvalidInputError(
+            f"Fishers with {problem.n_columns} columns were given; these components have "
+            f"{factorization.components.shape[1]}. Use the same parameters and reduction."
+        )
     record = Recorder(ledger=problem.ledger, total=problem.total, callback=callback)
     record.begin("coefficients", 1)
     G = problem.array(factorization.components)
@@ -106,7 +106,7 @@ def expand(
     return Factorization(
         coefficients=door.out(np.concatenate([W_all[:, :frozen], new_W], axis=1)),
         components=door.out(np.concatenate([kept, new_G])),
-        norms=fishers.norms,
+        norms=norms,
         sites=factorization.sites,
         method=method,
         status=status,
@@ -118,8 +118,29 @@ def expand(
         products=problem.ledger.products,
         backend=door.backend.name,
         seed=factorization.seed,
-        facts={"frozen": frozen, "fishers": dict(fishers.facts)},
+        facts={"frozen": frozen, "fishers": dict(provenance(fishers))},
     )
+
+
+def _opened(
+    fishers: LowRankFishers | FisherStore,
+    method: LowRankNPEFF,
+    backend: BackendChoice,
+    device: Device,
+) -> tuple[Any, LowRankProblem, Any]:
+    """The door, the problem, and the norms; of a store in memory only where it is small."""
+    n_components, normalize = method.n_components, method.normalize
+    template = np.zeros((0, 0)) if isinstance(fishers, FisherStore) else fishers.rows
+    door = enter(template, backend=backend, device=device, kernel=Kernel.LOWRANK_PRODUCTS)
+    options: dict[str, Any] = {
+        "n_components": n_components, "normalize": normalize, "backend": door.backend,
+        "device": device,
+    }  # fmt: skip
+    if isinstance(fishers, LowRankFishers):
+        return door, LowRankProblem.from_fishers(fishers, **options), fishers.norms
+    streamed = StreamedProblem.from_store(fishers, **options)
+    problem = streamed if subspace_pays(streamed, method) else streamed.loaded()
+    return door, problem, streamed.norms
 
 
 def _grow(
@@ -140,8 +161,7 @@ def _grow(
         G = xp.concat([point.G, point.G[:1] * xp.ones_like(point.G[:missing])], axis=0)
         padding = xp.zeros((problem.n_examples, missing), dtype=G.dtype, device=G.device)
         point = evaluate(problem, xp.concat([point.W, padding], axis=1), G)
-    h, m = (int(s) for s in problem.rows.shape)
-    if not method.subspace or min(h, m) < WORTHWHILE * FIRST_DIMENSION * method.n_components:
+    if not subspace_pays(problem, method):
         return polish(problem, point, method, record, frozen=frozen)
     space, point = _span(problem, point)
     space, point, status = refine(problem, space, point, method, record, frozen=frozen)

@@ -174,7 +174,9 @@ class Factorization(Shown):
             tol=tol,
         )
 
-    def expand(self, fishers: LowRankFishers, n_new: int, **options: Any) -> Factorization:
+    def expand(
+        self, fishers: LowRankFishers | FisherStore, n_new: int, **options: Any
+    ) -> Factorization:
         """More components for what these leave unexplained; see :func:`expand`."""
         from .expansion import expand
 

@@ -12,7 +12,8 @@ from fishertope.core.factorization import (
     factorize,
     matched_cosines,
 )
-from fishertope.core.fisher import DiagonalFishers, LowRankFishers
+from fishertope.core.factorization.streamed import StreamedProblem
+from fishertope.core.fisher import DiagonalFishers, FisherStore, LowRankFishers, save_fishers
 
 from .planted import dense_loss, planted
 
@@ -80,3 +81,27 @@ def test_bad_requests_are_named(case):
     )  # fmt: skip
     with pytest.raises(InvalidInputError, match="LowRankFishers"):
         expand(diagonal, fishers, 1)
+
+
+@pytest.mark.parametrize("n_new", [0, 2])
+def test_rows_of_a_store_stay_on_the_disk(case, n_new, tmp_path, monkeypatch):
+    fishers, _, first = case
+    store = save_fishers(tmp_path / "s", fishers, shard_examples=50)
+    expected = expand(first, fishers, n_new)
+    monkeypatch.setattr(FisherStore, "load", None)
+    monkeypatch.setattr(StreamedProblem, "loaded", None)
+    found = first.expand(store, n_new)
+    assert np.array_equal(found.components[:4], first.components)
+    assert abs(found.loss - expected.loss) <= 1e-9 * found.total
+    np.testing.assert_allclose(found.coefficients, expected.coefficients, atol=1e-5)
+    np.testing.assert_allclose(found.norms, expected.norms)
+
+
+def test_a_small_store_is_loaded_and_a_store_of_diagonals_refused(case, tmp_path):
+    _, _, first = case
+    small = planted(1, n=30, m=100, r=6)[0]
+    found = expand(first, save_fishers(tmp_path / "s", small, shard_examples=20), 1)
+    assert abs(found.loss - expand(first, small, 1).loss) <= 1e-9 * found.total
+    diagonal = save_fishers(tmp_path / "d", DiagonalFishers(values=np.ones((3, 100))))
+    with pytest.raises(InvalidInputError, match="diagonals"):
+        expand(first, diagonal, 1)
