@@ -1,7 +1,10 @@
 """What moving a model along its components does, on their own examples and on others.
 
 KL_i(±) = KL(p(·|x_i, θ±) ‖ p(·|x_i, θ)) with θ± = θ ± ε ĝ_k; to second order in ε it is
-(ε²/2) ĝ_kᵀF_iĝ_k = (ε²/2)‖A_iĝ_k‖², which needs no forward pass through the perturbed model.
+(ε²/2) ĝ_kᵀF_iĝ_k = (ε²/2)‖A_iĝ_k‖², which needs no forward pass through the perturbed model. Nor
+does KL(p(·|z_i ± εJ_iĝ_k) ‖ p(·|z_i)), linear in the outputs z and exact from there: it holds
+further where answers are so certain that their probabilities change by factors before the outputs
+bend.
 The KL-ratio of a component is the mean KL on its top examples over the mean KL on a baseline.
 
 Source: Matena & Raffel 2023, arXiv:2310.04649; the prediction and the two baseline directions are
@@ -51,6 +54,8 @@ class PerturbationReport(Shown):
         Mean KL(perturbed ‖ original) in nats on the top and on the baseline examples, for + and −.
     predicted_top, predicted_baseline : float64 array (c,)
         (ε²/2) mean ‖A_iĝ‖² on the same examples.
+    linearised_top, linearised_baseline : float64 array (c, 2)
+        Mean KL(z_i ± εJ_iĝ ‖ z_i) on the same examples, from the same forward-mode pass.
     random_top, random_baseline : float64 array (c, q)
         The same means for q random directions of the same norm (the larger ratio of ±).
     centroid_top, centroid_baseline : float64 array (c,)
@@ -72,6 +77,8 @@ class PerturbationReport(Shown):
     kl_baseline: FloatArray
     predicted_top: FloatArray
     predicted_baseline: FloatArray
+    linearised_top: FloatArray
+    linearised_baseline: FloatArray
     random_top: FloatArray
     random_baseline: FloatArray
     centroid_top: FloatArray
@@ -91,6 +98,11 @@ class PerturbationReport(Shown):
     def predicted_ratio(self) -> FloatArray:
         """The ratio that second order predicts (c,)."""
         return _ratio(self.predicted_top, self.predicted_baseline)
+
+    @property
+    def linearised_ratio(self) -> FloatArray:
+        """The ratio that follows from linear outputs, the larger of ± (c,)."""
+        return np.asarray(np.max(_ratio(self.linearised_top, self.linearised_baseline), axis=1))
 
     @property
     def random_ratio(self) -> FloatArray:
@@ -284,7 +296,9 @@ class _Probe:
         """Everything that a report holds of one component."""
         epsilon = float(np.linalg.norm(move))
         both = [self.effect(s * move) for s in (+1, -1)]
-        predicted = self.predicted(move)
+        tangent = self.tangent(move)
+        predicted = self.second_order(tangent)
+        linear = [self._means(self._kl(self.before + s * tangent)) for s in (+1, -1)]
         random = [self.larger(epsilon * v / np.linalg.norm(v)) for v in noise]
         centroid = self.larger(epsilon * self.centroid())
         return {
@@ -295,6 +309,8 @@ class _Probe:
             "accuracy_baseline": [e[3] for e in both],
             "predicted_top": predicted[0],
             "predicted_baseline": predicted[1],
+            "linearised_top": [pair[0] for pair in linear],
+            "linearised_baseline": [pair[1] for pair in linear],
             "random_top": np.array([e[0] for e in random]),
             "random_baseline": np.array([e[1] for e in random]),
             "centroid_top": centroid[0],
@@ -307,8 +323,7 @@ class _Probe:
         """Mean KL on top and baseline examples, and the accuracies, after a move."""
         with self.engine.patch(scatter(self.engine, self.sites, vector)):
             z = self.predict()
-        # Rounding may leave a KL of -1e-17.
-        kl = np.maximum(to_numpy(self.engine.output.kl(z, self.before)), 0.0)
+        kl = self._kl(z)
         right = np.full(len(kl), np.nan)
         if self.labels is not None:
             same = to_numpy(self.engine.output.mode(z)) == self.labels
@@ -320,12 +335,19 @@ class _Probe:
         pairs = [self.effect(s * vector)[:2] for s in (+1, -1)]
         return max(pairs, key=lambda p: p[0] / p[1] if p[1] > 0 else -1.0)
 
-    def predicted(self, vector: FloatArray) -> tuple[float, float]:
-        """½ mean ‖U_iJ_iδ‖² on top and baseline examples: one forward-mode pass."""
+    def tangent(self, vector: FloatArray) -> FloatArray:
+        """J_iδ of all examples (n, C): one forward-mode pass."""
         delta = scatter(self.engine, self.sites, vector)
-        tangent = to_numpy(self.engine.jvp(self.inputs, delta)).astype(np.float64)
+        return to_numpy(self.engine.jvp(self.inputs, delta)).astype(np.float64)
+
+    def second_order(self, tangent: FloatArray) -> tuple[float, float]:
+        """½ mean ‖U_iJ_iδ‖² on top and baseline examples."""
         root = to_numpy(self.engine.output.fisher_root(self.before))
         return self._means(0.5 * np.square(np.einsum("nkc,nc->nk", root, tangent)).sum(axis=1))
+
+    def _kl(self, z: FloatArray) -> FloatArray:
+        # Rounding may leave a KL of -1e-17.
+        return np.maximum(to_numpy(self.engine.output.kl(z, self.before)), 0.0)
 
     def centroid(self) -> FloatArray:
         """The unit mean of ∇log p(ŷ|x) over the top examples, ŷ the model's own answer."""
@@ -377,7 +399,7 @@ class _Probe:
         def top_kl(epsilon: float) -> float:
             return max(self.effect(s * epsilon * g)[0] for s in (+1, -1))
 
-        curvature = self.predicted(g)[0]
+        curvature = self.second_order(self.tangent(g))[0]
         size = float(np.linalg.norm(to_numpy(self.engine.theta()).astype(np.float64)))
         epsilon = float(np.sqrt(target / curvature)) if curvature > 0 else size
         low, high, value = 0.0, np.inf, top_kl(epsilon)

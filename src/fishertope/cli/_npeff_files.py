@@ -233,8 +233,9 @@ def write_results(
     from ..core.storage import OutputFolder
 
     def numbers(report: PerturbationReport) -> dict[str, Any]:
-        names = (*PerturbationReport.__dataclass_fields__, "kl_ratio", "predicted_ratio")
-        return {name: getattr(report, name) for name in (*names, "random_ratio", "centroid_ratio")}
+        ratios = ("kl", "predicted", "linearised", "random", "centroid")
+        names = (*PerturbationReport.__dataclass_fields__, *(f"{name}_ratio" for name in ratios))
+        return {name: getattr(report, name) for name in names}
 
     if out is None:
         yield numbers

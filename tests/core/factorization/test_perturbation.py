@@ -101,6 +101,30 @@ def test_check_24_prediction_is_the_measurement_at_small_moves(case):
     assert ratio >= 0.9
 
 
+def test_linear_outputs_predict_small_moves_as_second_order_does(case):
+    net, x, found = case
+    report = perturbation_report(net, found, x, magnitude=1e-3, n_top=20, n_baseline=60)
+    for linear, predicted in (
+        (report.linearised_top, report.predicted_top),
+        (report.linearised_baseline, report.predicted_baseline),
+    ):
+        np.testing.assert_allclose(linear.mean(1), predicted, rtol=1e-3)
+
+
+def test_linear_outputs_predict_certain_answers_where_second_order_cannot():
+    """Outputs that are linear in θ: any move is told exactly, however certain the answers."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(40, 5))
+    net = DenseNetwork([6.0 * rng.normal(size=(3, 5))], [np.zeros(3)])
+    found = factorize(per_example_fishers(net, x), LowRankNPEFF(3), on_failure="return")
+    report = perturbation_report(net, found, x, magnitude=3.0, n_top=8, n_baseline=20)
+    np.testing.assert_allclose(report.linearised_top, report.kl_top, rtol=1e-9)
+    np.testing.assert_allclose(report.linearised_baseline, report.kl_baseline, rtol=1e-9)
+    np.testing.assert_allclose(report.linearised_ratio, report.kl_ratio, rtol=1e-9)
+    off = np.abs(np.log(report.predicted_baseline / report.kl_baseline.mean(1)))
+    assert off.max() > 0.5
+
+
 def test_prediction_is_the_fisher_quadratic_form(case):
     net, x, found = case
     fishers = per_example_fishers(net, x)
