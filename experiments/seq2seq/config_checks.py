@@ -39,11 +39,17 @@ _POSITIVE = (
 
 def as_tuples(config: Seq2SeqConfig) -> dict[str, Any]:
     """The fields that are tuples, made so (a file gives lists)."""
-    encoder, decoder = config.sparse_layers
+    try:
+        encoder, decoder = (tuple(indices) for indices in config.sparse_layers)
+    except (TypeError, ValueError):
+        raise InvalidInputError(
+            f"sparse_layers={config.sparse_layers!r}; give (indices in the encoder, indices in the "
+            "decoder), as in ((3, 7), (3, 7))"
+        ) from None
     return {
         "clusters": tuple(config.clusters),
         "cluster_inner": tuple(config.cluster_inner),
-        "sparse_layers": (tuple(encoder), tuple(decoder)),
+        "sparse_layers": (encoder, decoder),
     }
 
 

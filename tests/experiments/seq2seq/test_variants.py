@@ -158,6 +158,7 @@ def test_check_14_padding_is_unseen_and_packed_rows_are_separate(name, rows):
         ({"sparse": "moe"}, "name the blocks"),
         ({"sparse": "moe", "sparse_layers": ((2,), ())}, r"\[0, blocks\)"),
         ({"sparse_layers": ((1,), ())}, "sparse="),
+        ({"sparse": "moe", "sparse_layers": (1, 3)}, r"as in \(\(3, 7\), \(3, 7\)\)"),
         ({"sparse": "pkm", "sparse_layers": ((), (1,)), "memory_keys": 4}, "at most all of them"),
         ({"norm_part": 0.0}, "part of the channels"),
         ({"d_model": 15, "position": "sinusoidal"}, "even"),
