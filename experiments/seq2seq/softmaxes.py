@@ -20,9 +20,11 @@ class VocabularyHead(Protocol):
 
     def log_probabilities(self, h: Tensor) -> Tensor:
         """``(..., vocab)`` for ``(..., d_model)``; each row's exponentials sum to 1."""
+        ...
 
     def loss(self, h: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
         """``-log p(target)`` of each place, ``(...)``, plus ``z_loss`` · (log Z)²."""
+        ...
 
 
 class AdaptiveSoftmax(nn.Module):
