@@ -2,21 +2,35 @@
 
 from .attention import Attention as Attention
 from .config import PUBLISHED as PUBLISHED, Seq2SeqConfig as Seq2SeqConfig
+from .conv import (
+    DynamicConvolution as DynamicConvolution,
+    LightweightConvolution as LightweightConvolution,
+)
 from .embeddings import (
     ClusteredEmbedding as ClusteredEmbedding,
     FactorizedEmbedding as FactorizedEmbedding,
 )
+from .evolved import (
+    EvolvedDecoderBlock as EvolvedDecoderBlock,
+    EvolvedEncoderBlock as EvolvedEncoderBlock,
+)
+from .funnel import FunnelEncoder as FunnelEncoder
 from .layers import (
     FeedForward as FeedForward,
     GatedFeedForward as GatedFeedForward,
     PartialRMSNorm as PartialRMSNorm,
     RMSNorm as RMSNorm,
 )
+from .memory import ProductKeyMemory as ProductKeyMemory
 from .model import (
     Seq2Seq as Seq2Seq,
     shift_right as shift_right,
     token_loss as token_loss,
     token_losses as token_losses,
+)
+from .moe import (
+    MixtureOfExperts as MixtureOfExperts,
+    SwitchFeedForward as SwitchFeedForward,
 )
 from .parameters import (
     count_parameters as count_parameters,
@@ -39,4 +53,10 @@ from .stack import (
     Cache as Cache,
     Stack as Stack,
     TransparentMixture as TransparentMixture,
+)
+from .synthesizer import Synthesizer as Synthesizer
+from .universal import GatedResidual as GatedResidual, UniversalStack as UniversalStack
+from .weighted import (
+    WeightedAttention as WeightedAttention,
+    freeze_branches as freeze_branches,
 )

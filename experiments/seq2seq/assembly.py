@@ -10,7 +10,8 @@ only. ``mask`` says everything about visibility: padding, causality, segments of
 a cache (of ``new_cache()``; it has ``reorder(rows)``), ``x`` holds the new places only, and
 ``mask`` has a column for every place up to the last of them, so that ``k - q`` were read before.
 
-*Feed-forward layer*: ``forward(x)`` maps ``(..., d_model)`` to the same shape.
+*Feed-forward layer*: ``forward(x)`` maps ``(..., d_model)`` to the same shape. One with a true
+attribute ``routes`` takes ``mask=`` too, ``(b, n)`` bool, false at padding.
 
 *Residual*: ``forward(h, y)`` joins a sublayer's output to the stream.
 
@@ -82,9 +83,9 @@ def make_mixer(config: Seq2SeqConfig, *, causal: bool, cross: bool = False) -> n
     if config.mixer == "attention" or (cross and config.mixer != "weighted"):
         return Attention(config, causal=causal, cross=cross)
     found = _late("mixer", config.mixer, *_MIXERS[config.mixer])
-    return cast(nn.Module, found(config, causal=causal, cross=cross) if cross else found(
-        config, causal=causal
-    ))  # fmt: skip
+    if config.mixer == "weighted":
+        return cast(nn.Module, found(config, causal=causal, cross=cross))
+    return cast(nn.Module, found.from_config(config, causal=causal))
 
 
 def make_feed_forward(config: Seq2SeqConfig, *, stack: StackName, index: int) -> nn.Module | None:
@@ -93,7 +94,7 @@ def make_feed_forward(config: Seq2SeqConfig, *, stack: StackName, index: int) ->
         return None
     if config.sparse != "none" and index in config.sparse_layers[stack == "decoder"]:
         found = _late("sparse", config.sparse, *_SPARSE[config.sparse])
-        return cast(nn.Module, found(config))
+        return cast(nn.Module, found.from_config(config))
     return GatedFeedForward(config) if config.gated else FeedForward(config)
 
 
@@ -101,7 +102,7 @@ def make_residual(config: Seq2SeqConfig) -> nn.Module:
     """How the output of each sublayer joins the stream."""
     if config.recurrence:
         found = _late("recurrence", config.recurrence, "universal", "GatedResidual")
-        return cast(nn.Module, found(config))
+        return cast(nn.Module, found.from_config(config))
     if config.residual == "rezero":
         return ReZero()
     return FixupResidual() if config.residual == "fixup" else PlainResidual()

@@ -120,9 +120,26 @@ class Block(BaseBlock):
         cross_bias: Tensor | None, source_mask: Tensor | None, cache: BlockCache | None,
     ) -> Tensor:  # fmt: skip
         """Map ``(batch, length, d_model)`` to the same shape."""
-        own, other = (None, None) if cache is None else (cache.own, cache.cross)
+        h = self.mix(h, bias=bias, mask=mask, cache=cache)
+        return self.finish(
+            h, mask=mask, source=source, cross_bias=cross_bias, source_mask=source_mask,
+            cache=cache,
+        )  # fmt: skip
+
+    def mix(
+        self, h: Tensor, *, bias: Tensor | None, mask: Tensor | None, cache: BlockCache | None
+    ) -> Tensor:
+        """The first sublayer: self-attention, or what stands for it."""
+        own = None if cache is None else cache.own
         mixed = self.self_attention(self.self_norm(h), bias=bias, mask=mask, cache=own)
-        h = self.self_join(h, self.dropout(mixed))
+        return cast(Tensor, self.self_join(h, self.dropout(mixed)))
+
+    def finish(
+        self, h: Tensor, *, mask: Tensor | None, source: Tensor | None, cross_bias: Tensor | None,
+        source_mask: Tensor | None, cache: BlockCache | None,
+    ) -> Tensor:  # fmt: skip
+        """The other sublayers."""
+        other = None if cache is None else cache.cross
         if (
             self.cross_attention is not None
             and self.cross_norm is not None
@@ -137,8 +154,15 @@ class Block(BaseBlock):
             and self.feed_norm is not None
             and self.feed_join is not None
         ):
-            h = self.feed_join(h, self.dropout(self.feed_forward(self.feed_norm(h))))
+            h = self.feed_join(h, self.dropout(self._feed(self.feed_norm(h), mask)))
         return h if self.adapter is None else cast(Tensor, self.adapter(h))
+
+    def _feed(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """The feed-forward layer; one with experts is told which places no query may see."""
+        feed = cast(nn.Module, self.feed_forward)
+        if mask is None or not getattr(feed, "routes", False):
+            return cast(Tensor, feed(x))
+        return cast(Tensor, feed(x, mask=mask.any(1)[:, -x.shape[1] :]))
 
 
 class TransparentMixture(nn.Module):
@@ -234,6 +258,7 @@ class Stack(nn.Module):
         h = self.dropout(h)
         layers = [h]
         for i in range(self.depth):
+            h = self.enter(h, i)
             block = cast(BaseBlock, self.blocks[i % len(self.blocks)])
             bias = common
             if block.position is not None:
@@ -250,6 +275,10 @@ class Stack(nn.Module):
         if self.config.cross == "transparent" and self.stack == "encoder":
             return torch.stack([*layers[:-1], out], 1)
         return out
+
+    def enter(self, h: Tensor, i: int) -> Tensor:
+        """What pass ``i`` through a block reads, given what the last one left."""
+        return h
 
     def _vectors(self, places: Tensor | None, offset: int, queries: int, like: Tensor) -> Tensor:
         if places is None:
