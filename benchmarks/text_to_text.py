@@ -3,7 +3,7 @@
     pip install -e ".[torch,hf]"
     python benchmarks/text_to_text.py --scales nano tiny small --threads 1 --out text_to_text.json
 
-Both sides have the same weights and the same batch; logits, loss and greedy tokens are compared
+Both sides have the same weights and the same batch; loss, gradients and greedy tokens are compared
 before anything is timed, and samples of the two sides alternate. A step is forward, backward and
 Adafactor (torch's, the same object settings on both sides). Decoding is greedy with a cache, a
 fixed number of tokens. Memory is what training adds to the resident peak, in a process of its own
@@ -28,7 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fishertope.core.backend import thread_limit
-from fishertope.experiments.seq2seq import Seq2Seq, Seq2SeqConfig, shift_right, token_loss
+from fishertope.core.storage import versions
+from fishertope.experiments.seq2seq import Seq2Seq, Seq2SeqConfig, shift_right
 from fishertope.experiments.seq2seq.checkpoints import save_pretrained
 from fishertope.experiments.seq2seq.decoding import greedy
 from fishertope.experiments.text2text.optimizers import adafactor
@@ -81,7 +82,7 @@ def losses(ours: Seq2Seq, theirs: Any, inputs: Any, targets: Any) -> tuple[Any, 
     mask = torch.ones_like(inputs)
 
     def mine() -> torch.Tensor:
-        return token_loss(ours(inputs, shifted), targets)
+        return ours(inputs, shifted, targets=targets).mean()
 
     def other() -> torch.Tensor:
         loss: torch.Tensor = theirs(input_ids=inputs, attention_mask=mask, labels=targets).loss
@@ -91,14 +92,29 @@ def losses(ours: Seq2Seq, theirs: Any, inputs: Any, targets: Any) -> tuple[Any, 
 
 
 def verified(ours: Seq2Seq, theirs: Any, inputs: Any, targets: Any) -> float:
-    mine, other = losses(ours.eval(), theirs.eval(), inputs, targets)
-    with torch.no_grad():
-        gap = abs(float(mine()) - float(other()))
+    """The larger of the two differences, of the loss and (relative) of the gradients."""
+    mine, other = losses(ours.train(), theirs.train(), inputs, targets)
+    values, slopes = [], []
+    for model, loss, table in ((ours, mine, "embedding"), (theirs, other, "shared.weight")):
+        value = loss()
+        value.backward()
+        values.append(float(value.detach()))
+        grads = {name: p.grad for name, p in model.named_parameters()}
+        whole = torch.stack([g.square().sum() for g in grads.values() if g is not None]).sum()
+        slopes.append((grads[table], whole.sqrt()))
+        model.zero_grad(set_to_none=True)
+    (mine_table, mine_norm), (table, norm) = slopes
+    gap = max(
+        abs(values[0] - values[1]), float((mine_table - table).norm() / table.norm()),
+        abs(float(mine_norm / norm) - 1.0),
+    )  # fmt: skip
+    ours.eval()
+    theirs.eval()
     made = greedy(ours, inputs[:4], max_new_tokens=8)
     made_there = theirs.generate(inputs[:4], max_new_tokens=8, do_sample=False)[:, 1:]
     width = min(made.shape[1], made_there.shape[1])
     if gap > 1e-4 or not torch.equal(made[:, :width], made_there[:, :width]):
-        raise SystemExit(f"the two sides differ: losses by {gap:.1e}, or in greedy tokens")
+        raise SystemExit(f"the two sides differ: loss or gradients by {gap:.1e}, or greedy tokens")
     return gap
 
 
@@ -127,7 +143,8 @@ def lines(scale: str, threads: int, pairs: int, sample: float) -> list[dict[str,
 
     found = compare(ours_made, theirs_made, pairs, sample)
     out.append({"what": f"greedy, {NEW_TOKENS} tokens", "bound": 0.5, **found})
-    return [{"scale": scale, "threads": threads, "gap": gap, **line} for line in out]
+    ends = {"load": os.getloadavg()[0], "versions": versions()}
+    return [{"scale": scale, "threads": threads, "gap": gap, **line, **ends} for line in out]
 
 
 MEMORY = """

@@ -33,11 +33,17 @@ def segment_mask(query_segments: Tensor, key_segments: Tensor) -> Tensor:
 
 def additive(mask: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Bias plus the smallest finite number wherever the mask is false; ``(b, h, q, k)``."""
-    if mask is None:
+    if mask is None or _all_open(mask):
         return bias
     closed = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
     closed = closed.masked_fill(~mask, torch.finfo(dtype).min)[:, None]
     return closed if bias is None else bias + closed
+
+
+def _all_open(mask: Tensor) -> bool:
+    """Whether nothing is hidden, where looking costs nothing: not on a GPU, nor when mapped."""
+    known = mask.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
+    return known and not torch.compiler.is_compiling() and bool(mask.all())
 
 
 class LayerCache:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from fishertope.core.errors import InvalidInputError
 
 from .config import Activation, Seq2SeqConfig
+from .fused import may_fuse, root_mean_square
 from .residual import Shift
 
 
@@ -39,6 +40,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(..., width)``."""
+        if self.training and x.ndim > 1 and may_fuse(x, self.weight):
+            return root_mean_square(x, self.weight, self.eps)
         wide = at_least_float32(x)
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * (wide * scale).to(self.weight.dtype)

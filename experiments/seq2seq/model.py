@@ -12,6 +12,7 @@ from .assembly import make_stack
 from .attention import causal_mask, prefix_mask, segment_mask
 from .config import Seq2SeqConfig
 from .embeddings import Table, draw_table, embed, make_table, table_logits
+from .fused import may_fuse, tied_cross_entropy
 from .layers import at_least_float32, normal
 from .positions import places_in_segments
 from .softmaxes import make_head
@@ -163,6 +164,9 @@ class Seq2Seq(nn.Module):
         """``-log p(target)`` of each place plus ``z_loss`` · (log Z)², shape of ``targets``."""
         if self.softmax is not None:
             return self.softmax.loss(hidden, targets, z_loss)
+        table = self.embedding if self.head is None else self.head
+        if self.training and isinstance(table, Tensor) and may_fuse(hidden, table):
+            return tied_cross_entropy(hidden, table, targets, z_loss)
         return token_losses(self.logits(hidden), targets, z_loss)
 
     def forward(

@@ -54,7 +54,7 @@ def batch_loss(
     places = (arguments.pop("inputs"), arguments.pop("decoder_tokens"))
     targets = torch.from_numpy(batch.targets).to(device)
     weights = torch.from_numpy(batch.weights).to(device)
-    if getattr(model, "softmax", None) is not None:  # it may need less than all logits
+    if isinstance(model, Seq2Seq):  # it may need less than all logits, or less memory for them
         losses = model(*places, **arguments, targets=targets, z_loss=z_loss)
         total = (losses * weights.to(losses.dtype)).sum()
     else:
