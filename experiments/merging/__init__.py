@@ -9,4 +9,8 @@ STUDIES = {
     "merging-transfer": "transfer",
     "merging-cost": "cost",
     "merging-text-to-text": "text_to_text",
+    "merging-sentences": "sentences",
+    "merging-sentence-design": "sentence_design",
+    "merging-strong": "strong_target",
+    "merging-domain": "domain",
 }

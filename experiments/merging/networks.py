@@ -13,6 +13,8 @@ from ...core.types import FloatArray, IntArray
 
 SIZES = (64, 20, 20, 10)
 PRE_STEPS, TUNE_STEPS = 100, 200
+Targets = IntArray | FloatArray
+"""Labels (n,), or rows (n, o) of numbers to be predicted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,7 +53,7 @@ def fresh(seed: int, sizes: Sequence[int] = SIZES, activation: str = "tanh") -> 
 
 def train(
     network: DenseNetwork,
-    data: tuple[FloatArray, IntArray],
+    data: tuple[FloatArray, Targets],
     *,
     steps: int,
     seed: int,
@@ -59,7 +61,7 @@ def train(
     batch: int = 64,
     pull: float = 0.0,
 ) -> DenseNetwork:
-    """Adam on the cross-entropy from the given weights, with an L2 pull towards them."""
+    """Adam on the loss of :func:`_gradients` from the given weights, with a pull towards them."""
     X, y = data
     rng = np.random.default_rng([seed, 13])
     start = [np.array(p, dtype=np.float64) for p in _parameters(network)]
@@ -90,16 +92,20 @@ def _act(z: FloatArray, activation: str) -> FloatArray:
 
 
 def _gradients(
-    theta: Sequence[FloatArray], activation: str, X: FloatArray, y: IntArray
+    theta: Sequence[FloatArray], activation: str, X: FloatArray, y: Targets
 ) -> list[FloatArray]:
+    """Of the mean cross-entropy for labels (n,), of half the mean squared error for rows (n, o)."""
     layers = len(theta) // 2
     a = [X]
     for k in range(layers):
         z = a[-1] @ theta[2 * k].T + theta[2 * k + 1]
         a.append(_act(z, activation) if k < layers - 1 else z)
-    delta = np.exp(log_softmax(a[-1]))
-    delta[np.arange(len(y)), y] -= 1.0
-    delta /= len(y)
+    if y.ndim == 2:
+        delta = (a[-1] - y) / len(y)
+    else:
+        delta = np.exp(log_softmax(a[-1]))
+        delta[np.arange(len(y)), y] -= 1.0
+        delta /= len(y)
     out: list[FloatArray] = []
     for k in range(layers - 1, -1, -1):
         out = [delta.T @ a[k], delta.sum(0), *out]

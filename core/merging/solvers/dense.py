@@ -11,6 +11,11 @@ from array_api_compat import array_namespace
 from ...types import Array
 
 
+NEGATIVE = 2.0**-23
+"""Negative eigenvalues down to this share of the largest are rounding: precisions of a float32
+model are summed from products in float32."""
+
+
 @dataclass(frozen=True, slots=True)
 class DenseAnswer:
     """x with M x = r, and how it was found.
@@ -37,8 +42,9 @@ class DenseAnswer:
 def solve_psd(matrix: Array, right: Array) -> DenseAnswer:
     """X with M X = R for symmetric M ⪰ 0 (d, d) and R (d, k), of minimum norm.
 
-    Cholesky where M ≻ 0 to working precision; else eigenvalues below d ε λ_max count as zero and
-    the answer is the pseudo-inverse's. Cost d³/3, or about 10 d³ for the second way.
+    Cholesky where M ≻ 0 to working precision; else the answer is the pseudo-inverse's, with
+    eigenvalues below d ε λ_max counted as zero. So are those below four times the size of a
+    negative one: rounding makes either sign. Cost d³/3, or about 10 d³ for the second way.
     """
     xp = array_namespace(matrix)
     matrix = (matrix + matrix.T) * 0.5
@@ -88,15 +94,15 @@ def _pseudo_inverse(values: Array, vectors: Array, right: Array) -> DenseAnswer:
     xp = array_namespace(values)
     d = int(values.shape[0])
     top = float(xp.max(xp.abs(values)))
-    limit = top * d * np.finfo(np.float64).eps
+    lowest = float(xp.min(values))
+    limit = max(top * d * np.finfo(np.float64).eps, -4.0 * lowest)
     kept = values > limit
     inverse = xp.where(kept, 1.0 / xp.where(kept, values, xp.ones_like(values)), 0.0 * values)
     x = vectors @ (inverse[:, None] * (vectors.T @ right))
     count = int(xp.sum(xp.astype(kept, xp.int64)))
     smallest = float(xp.min(xp.where(kept, values, xp.full_like(values, float("inf")))))
     condition = top / smallest if count else float("inf")
-    lowest = float(xp.min(values))
-    negative = lowest / top if top > 0 and lowest < -1e-9 * top else 0.0
+    negative = lowest / top if top > 0 and lowest < -NEGATIVE * top else 0.0
     return DenseAnswer(x, "pseudo-inverse", condition, d - count, negative)
 
 

@@ -389,3 +389,24 @@ def test_torch_gives_what_numpy_gives(kind):
     back = merge(models, trees, backend="torch", device="cpu")
     assert isinstance(back.params["w"], np.ndarray)
     assert back.facts["backend"] == "torch on cpu"
+
+
+def test_check_22_grams_summed_in_float32_keep_their_null_space():
+    # Products in float32 leave eigenvalues of ±1e-8 where there is no data; they are no precision.
+    rng = np.random.default_rng(22)
+    basis = np.linalg.qr(rng.normal(size=(40, 40)))[0]
+    seen = (rng.normal(size=(2, 30, 12)) @ basis[:12]).astype(np.float32)
+    grams = [Gram((x.T @ x).astype(np.float64), 5) for x in seen]
+    lowest = np.linalg.eigvalsh(sum(g.input_factor for g in grams))[0]
+    assert lowest < 0
+    models = [{"w": rng.normal(size=(5, 40))} for _ in range(2)]
+    found = merge(models, [{"w": g} for g in grams])
+    assert found.fallback == 5 * 28
+    mean = (models[0]["w"] + models[1]["w"]) / 2
+    apart = (found.params["w"] - mean) @ basis[12:].T
+    np.testing.assert_allclose(apart, 0, atol=1e-4)
+    exact = [x.astype(np.float64) @ basis[:12].T for x in seen]
+    A = [x.T @ x for x in exact]
+    W = [m["w"] @ basis[:12].T for m in models]
+    right = np.linalg.solve(A[0] + A[1], (W[0] @ A[0] + W[1] @ A[1]).T).T
+    np.testing.assert_allclose(found.params["w"] @ basis[:12].T, right, atol=1e-4)
