@@ -4,7 +4,7 @@ from ...core.backend import BackendInfo
 
 INFO = BackendInfo(
     name="numba",
-    target="fishertope.backends.numba_cpu.kernels:KERNELS",
+    target="fishertope.backends.numba_cpu.table:KERNELS",
     requires=("numba",),
     priority=100,
     half_bits=True,

@@ -134,6 +134,9 @@ def linear(sources, weights, totals, references, out, bad):  # type: ignore[no-u
                     w, x = weights[k, i], decoded[i, :length]
                     for j in range(length):
                         total[j] = _added(total[j], w, x[j] - base[j])
+            # Where nothing moved the entry keeps its bits, the sign of zero among them.
+            for j in range(length):
+                total[j] = base[j] if total[j] == base[j] else total[j]
             bad[k] += _encode(out[k, at : at + length], total)
 
 
@@ -206,7 +209,8 @@ def _settle(base, moment, total, low, high):  # type: ignore[no-untyped-def]
     for j in range(len(base)):
         value, least, most = base[j] + moment[j] / total[j], low[j], high[j]
         value = least if value < least else value
-        moment[j] = most if value > most else value
+        value = most if value > most else value
+        moment[j] = base[j] if value == base[j] else value
 
 
 @njit(**_OPTIONS)
@@ -297,27 +301,31 @@ def _rounded(value):  # type: ignore[no-untyped-def]
 
 
 @njit(**_OPTIONS)
-def linear_pair(base, other, weight, total, out):  # type: ignore[no-untyped-def]
-    """:func:`linear` for two sources in bfloat16 bits, in registers; false if not finite."""
+def linear_pair(base, other, weight, total, out, size):  # type: ignore[no-untyped-def]
+    """:func:`linear` for two sources in bfloat16 bits, in registers; false if not finite.
+
+    Arrays or addresses of ``size`` entries.
+    """
     worst = _u32(0)
-    for j in range(len(out)):
+    for j in range(size):
         x = _number(base[j])
-        code, size = _rounded(_added(total * x, weight, _number(other[j]) - x))
+        value = _added(total * x, weight, _number(other[j]) - x)
+        # Where nothing moved the entry keeps its bits, the sign of zero among them.
+        code, exponent = _rounded(x if value == x else value)
         out[j] = code
-        worst = max(worst, size)
+        worst = max(worst, exponent)
     return worst < _u32(0x7F800000)
 
 
 @njit(**_OPTIONS)
-def diagonal_pair(x, y, f, g, weights, ridges, floors, out):  # type: ignore[no-untyped-def]
+def diagonal_pair(x, y, f, g, w0, w1, r0, r1, floor0, floor1, out, size):  # type: ignore[no-untyped-def]
     """:func:`diagonal` for two sources in bfloat16 bits, in registers; whether it may stay so.
 
-    It must be redone where a result is not finite, a precision negative, or none positive.
+    Arrays or addresses of ``size`` entries; weights, ridges and floors of the two. It must be
+    redone where a result is not finite, a precision negative, or none positive.
     """
     worst, signs, least = _u32(0), np.int32(0), np.int32(1)
-    w0, w1, r0, r1 = weights[0], weights[1], ridges[0], ridges[1]
-    floor0, floor1 = floors[0], floors[1]
-    for j in range(len(out)):
+    for j in range(size):
         a, b, fa, fb = _number(x[j]), _number(y[j]), _number(f[j]), _number(g[j])
         p = w0 * (floor0 if fa < floor0 else fa) + r0
         q = w1 * (floor1 if fb < floor1 else fb) + r1
@@ -328,9 +336,9 @@ def diagonal_pair(x, y, f, g, weights, ridges, floors, out):  # type: ignore[no-
         low, high = (a if a < b else b), (b if a < b else a)
         value = low if value < low else value
         value = high if value > high else value
-        code, size = _rounded(value)
+        code, exponent = _rounded(base if value == base else value)
         out[j] = code
-        worst = max(worst, size, _u32(np.float32(total).view(np.uint32) & _u32(0x7F800000)))
+        worst = max(worst, exponent, _u32(np.float32(total).view(np.uint32) & _u32(0x7F800000)))
         signs = np.int32(signs | np.float32(fa).view(np.int32) | np.float32(fb).view(np.int32))
         least = min(least, np.float32(total).view(np.int32))
     return worst < _u32(0x7F800000) and signs >= 0 and least > 0

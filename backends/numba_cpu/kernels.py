@@ -9,11 +9,9 @@ so their number does not change what the loops return.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
-from ...core.backend import Kernel
 from ...core.backend.layout import DenseLayer, dense_layout
 from ...core.backend.subsets import subset_of_rank
 from ...core.backend.threads import serial_blas
@@ -35,7 +33,6 @@ from ._split_cells_kernels import split_cells
 from ._sweep_kernels import chosen_cells, sweep_cells
 from ._vertex_program_kernels import solve_neighbours, solve_programs
 from ._zonotope_kernels import positive_sums, write_signs
-from .merging import merge_diagonal, merge_linear
 
 # Entries of the largest temporary: a few MB, so that blocks stay in the cache.
 _BLOCK = 1 << 19
@@ -455,25 +452,3 @@ def neighbour_programs(
     weights = np.ldexp(weights, -exponents)
     dtype = generators.dtype
     return weights.astype(dtype, copy=False), losses.astype(dtype, copy=False)
-
-
-KERNELS: dict[Kernel, Callable[..., Any]] = {
-    Kernel.DENSE_FISHER_ROWS: dense_fisher_rows,
-    Kernel.DENSE_FISHER_DIAGONAL: dense_fisher_diagonal,
-    Kernel.DENSE_FISHER_DIAGONAL_MEAN: dense_fisher_diagonal_mean,
-    Kernel.LOWRANK_PRODUCTS: lowrank_products,
-    Kernel.LOWRANK_PULLBACK: lowrank_pullback,
-    Kernel.LOWRANK_LINE: lowrank_line,
-    Kernel.NNLS_GRAM: nnls_gram,
-    Kernel.SPARSE_PRODUCTS: sparse_products,
-    Kernel.SPARSE_PULLBACK: sparse_pullback,
-    Kernel.MERGE_LINEAR: merge_linear,
-    Kernel.MERGE_DIAGONAL: merge_diagonal,
-    Kernel.ZONOTOPE_SUPPORT: zonotope_support,
-    Kernel.SIGN_PATTERNS: sign_patterns,
-    Kernel.SWEEP_CHAMBERS: sweep_chambers,
-    Kernel.CHAMBERS_AT: chambers_at,
-    Kernel.SPLIT_CHAMBERS: split_chambers,
-    Kernel.VERTEX_PROGRAMS: vertex_programs,
-    Kernel.NEIGHBOUR_PROGRAMS: neighbour_programs,
-}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...core.types import FloatArray, IntArray, NumpyArray
-from ._merge_kernels import diagonal, diagonal_pair, linear, linear_pair
+from ._kept_code import kept_code
 
 # Two or three terms in float32 decide a bfloat16's rounding wrongly less often than 1e-4.
 _FEW_SOURCES = 3
@@ -26,14 +26,31 @@ def merge_linear(
     out = np.empty((len(w), x.shape[1]), dtype=x.dtype)
     bad = np.zeros(len(w), dtype=np.int64)
     s = np.array(totals, dtype=work)
-    if x.dtype == np.uint16 and len(x) == 2:
-        done = [
-            linear_pair(x[r], x[1 - r], w[k, 1 - r], s[k], out[k]) for k, r in enumerate(references)
-        ]
-        if all(done):
-            return out, bad
+    if x.dtype == np.uint16 and len(x) == 2 and _linear_pairs(x, w, s, references, out):
+        return out, bad
+    from ._merge_kernels import linear
+
     linear(x, w, s, references, out, bad)
     return _stored(out, sources.dtype, bad)
+
+
+def _linear_pairs(
+    x: NumpyArray, w: FloatArray, s: FloatArray, references: IntArray, out: NumpyArray
+) -> bool:
+    """The merge of two sources in bfloat16 bits; false where a result is not finite."""
+    code = kept_code()
+    for k, r in enumerate(references):
+        numbers = float(w[k, 1 - r]), float(s[k])
+        if code is not None:
+            done = code.linear(x[r], x[1 - r], *numbers, out[k])
+        else:
+            from ._merge_kernels import linear_pair
+
+            single = [np.float32(v) for v in numbers]
+            done = linear_pair(x[r], x[1 - r], *single, out[k], out.shape[1])
+        if not done:
+            return False
+    return True
 
 
 def merge_diagonal(
@@ -50,16 +67,38 @@ def merge_diagonal(
     x, f = _ready(sources), _ready(precisions)
     out = np.empty((len(w), x.shape[1]), dtype=x.dtype)
     counts = np.zeros((3, len(w)), dtype=np.int64)
-    if x.dtype == np.uint16 and len(x) == 2 and work is np.float32:
-        done = [
-            diagonal_pair(x[0], x[1], f[0], f[1], w[k], ridge[k], floor, out[k])
-            for k in range(len(w))
-        ]
-        if all(done):
-            return out, counts[0], counts[1], counts[2]
+    pair = x.dtype == np.uint16 and len(x) == 2 and work is np.float32
+    if pair and _diagonal_pairs(x, f, w, ridge, floor, out):
+        return out, counts[0], counts[1], counts[2]
+    from ._merge_kernels import diagonal
+
     diagonal(x, f, w, ridge, floor, out, counts)
     merged, bad = _stored(out, sources.dtype, counts[0])
     return merged, bad, counts[1], counts[2]
+
+
+def _diagonal_pairs(
+    x: NumpyArray,
+    f: NumpyArray,
+    w: FloatArray,
+    ridge: FloatArray,
+    floor: FloatArray,
+    out: NumpyArray,
+) -> bool:
+    """The merge of two sources in bfloat16 bits; false where it needs a closer look."""
+    code = kept_code()
+    for k in range(len(w)):
+        numbers = tuple(float(v) for v in (*w[k], *ridge[k], *floor))
+        if code is not None:
+            done = code.diagonal(x, f, numbers, out[k])
+        else:
+            from ._merge_kernels import diagonal_pair
+
+            single = [np.float32(v) for v in numbers]
+            done = diagonal_pair(x[0], x[1], f[0], f[1], *single, out[k], out.shape[1])
+        if not done:
+            return False
+    return True
 
 
 def _work(sources: NumpyArray, *, few: bool) -> type[np.floating]:

@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import InvalidInputError
 from ..fisher.structures import Precision
 from .problem import MergeProblem
-from .solve import solve
+from .solving import solve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,6 @@ import numpy as np
 from array_api_compat import array_namespace, is_array_api_obj
 
 from ..errors import ArrayTypeError, InvalidInputError
-from ..model.dense import DenseNetwork
 from ..types import Array, FloatArray
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -86,6 +85,8 @@ class Source:
 def _arrays_of(model: Any, number: int) -> dict[str, Array]:
     if isinstance(model, Mapping):
         return {_name(k, number): v for k, v in model.items()}
+    from ..model.dense import DenseNetwork
+
     if isinstance(model, DenseNetwork):
         return _layered(model.weights, model.biases)
     if callable(getattr(model, "state_dict", None)):
@@ -192,6 +193,8 @@ def model_like(template: Any, params: Mapping[str, Array]) -> Any:
         template = template.template
     if isinstance(template, Mapping):
         return {k: params.get(k, v) for k, v in template.items()}
+    from ..model.dense import DenseNetwork
+
     if isinstance(template, DenseNetwork):
         weights, biases = _layers(params, len(template.weights))
         return DenseNetwork(weights, biases, template.activation)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeAlias
 
@@ -66,6 +67,10 @@ def plain(value: Any) -> JSON:
     )
 
 
+# The metadata of a package are a mail that takes milliseconds to parse.
+_version = cache(version)
+
+
 def versions(*, loaded: bool = True) -> dict[str, str]:
     """Versions of Python, of fishertope and of the libraries that are loaded in this process.
 
@@ -78,7 +83,7 @@ def versions(*, loaded: bool = True) -> dict[str, str]:
         if loaded and name != "fishertope" and module not in sys.modules:
             continue
         try:
-            found[name] = version(name)
+            found[name] = _version(name)
         except PackageNotFoundError:
             if module in sys.modules or name == "fishertope":
                 found[name] = str(getattr(sys.modules.get(module), "__version__", "not installed"))

@@ -92,7 +92,7 @@ class Task:
         )  # fmt: skip
 
     def score(self, body: Body, part: str = "report") -> Scores:
-        """This task's head on a body."""
+        """The head of the task on a body."""
         import torch
 
         model, right, loss, n = self._under(body), 0, 0.0, 0

@@ -10,21 +10,20 @@ import numpy as np
 
 from ...core.fisher import PrecisionTree
 from ...core.fisher.structures import Diagonal
-from ...core.merging import Dirichlet, merge
+from ...core.merging import merge
 from ...core.report import Column, Table
 from ...core.report.figures import bars
 from ..finetune import FineTuned
 from ..studies import Figure, Rows, Study, Summary, decide, grid, holm, paired_p, t_interval
 from ..studies.study import Settings
-from .encoders import TASKS, Body, Task, scored, start_body, tuned
+from .encoders import TASKS, Task, scored, start_body, tuned
 
 CHOSEN = "Fisher, normalised"
 MERGES = (
     "isotropic", "Fisher", CHOSEN, "shuffled Fisher, normalised", "RegMean", "task arithmetic",
-    "TIES", "isotropic, λ searched", f"{CHOSEN}, λ searched",
+    "TIES",
 )  # fmt: skip
 PAIRED = ("isotropic", CHOSEN, "RegMean")
-SEARCHED = 4
 
 
 def units(quick: bool) -> list[dict[str, Any]]:
@@ -48,7 +47,7 @@ def load(settings: Settings, *, select: int = 0) -> tuple[list[FineTuned], list[
 def unit(settings: Settings) -> Mapping[str, Any]:
     """Accuracy and NLL of every merge on every task, each task under its own head."""
     n = settings["examples"]
-    found, tasks = load(settings, select=settings["texts"] // 2)
+    found, tasks = load(settings)
     bodies = [t.body for t in tasks]
     row: dict[str, Any] = {}
     scored(row, "each by itself", tasks, bodies)
@@ -72,10 +71,6 @@ def unit(settings: Settings) -> Mapping[str, Any]:
     }  # fmt: skip
     for name, options in weigh.items():
         scored(row, name, tasks, [merge(bodies, **options).params] * k)
-    for name in ("isotropic", CHOSEN):
-        body, chosen = _searched(tasks, weigh[name], settings["seed"])
-        scored(row, f"{name}, λ searched", tasks, [body] * k)
-        row[f"{name}, λ"] = chosen
     for first, second in list(pairwise(range(k)))[::2]:
         for name in PAIRED:
             options = dict(weigh[name])
@@ -94,20 +89,6 @@ def _shuffled(tree: PrecisionTree, rng: np.random.Generator) -> dict[str, Diagon
     }
 
 
-def _searched(
-    tasks: Sequence[Task], options: Mapping[str, Any], seed: int
-) -> tuple[Body, list[float]]:
-    """The best of equal and a few drawn λ, by the mean NLL on the selection texts."""
-    k = len(tasks)
-    tried = []
-    for weights in [np.full(k, 1 / k), *Dirichlet(SEARCHED).points(k, seed)]:
-        body = merge([t.body for t in tasks], weights=weights.tolist(), **options).params
-        loss = float(np.mean([t.score(body, "select").NLL for t in tasks]))
-        tried.append((loss, [round(float(w), 4) for w in weights], body))
-    _, chosen, body = min(tried, key=lambda t: t[0])
-    return body, chosen
-
-
 def summarise(rows: Rows) -> Summary:
     """The normalised Fisher against plain averaging decides; the others are told."""
     gap = rows.values(f"{CHOSEN}, accuracy") - rows.values("isotropic, accuracy")
@@ -119,11 +100,10 @@ def summarise(rows: Rows) -> Summary:
         ],
         tables=[_means(rows), *_by_task(rows), _pairs(rows)],
         notes=[
-            f"Accuracies of each fine-tuning by itself are in the tables; equal weights, and "
-            f"{SEARCHED} draws of λ beside them for “searched”, by the mean NLL on selection "
-            "texts. Each seed has its own fine-tunings, texts of the Fishers and report texts "
-            "(drawn from the test parts, so those of two seeds overlap). The embeddings were "
-            "frozen. The shuffled Fisher has the same entries at random places of each tensor.",
+            "Equal weights. Each seed has its own fine-tunings, texts of the Fishers and report "
+            "texts (drawn from the test parts, so those of two seeds overlap). The embeddings "
+            "were frozen. The shuffled Fisher has the same entries at random places of each "
+            "tensor.",
         ],
     )
 
@@ -217,7 +197,7 @@ STUDY = Study(
         "MiniLM (6 layers, 22.7 M parameters) is fine-tuned on four real tasks, each with its own "
         "head: reviews of restaurants and of films, tweets, spam. Their bodies are merged. Is the "
         "merge by exact diagonal Fishers of 64 training texts each better than plain averaging? "
-        "And RegMean, task arithmetic, TIES, searched weights, and merges of two?"
+        "And RegMean, task arithmetic, TIES, and merges of two?"
     ),
     history="The rule was fixed before any merge of these models had been scored.",
     rule=(

@@ -14,7 +14,7 @@ from ...types import Array, FloatArray
 from ..draws import SiteDraws
 from ..elementwise import linear, model_stock_ratio, slerp_weights, task_arithmetic
 from ..solution import MergeSolution
-from ..solve import solve
+from ..solving import solve
 from ..statistics import gram
 from .base import BlockMethod, Request, SiteView, Stats, with_method
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -19,11 +19,12 @@ from ..draws import SiteDraws
 from ..groups import Tree
 from ..inputs import check_anchor, check_weights, digest_order, finite_sources
 from ..problem import MergeProblem
+from ..site_view import SiteView as SiteView
 from ..sites import SitePolicy
 from ..solution import MergeSolution, SiteReport
 from ..solvers.options import Auto, Solver
 from ..sources import Source, read, write
-from ..statistics import CHUNK, Chunks
+from ..statistics import CHUNK
 from ..unmerged import others
 
 
@@ -112,47 +113,6 @@ class Method(Protocol):
     def run(self, request: Request) -> MergeSolution:
         """Merge."""
         ...
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SiteView:
-    """One tensor of all sources, read in chunks of a fixed size: what statistics are made from.
-
-    Attributes
-    ----------
-    name : str
-    shape : tuple of int
-    read : callable
-        Gives, each time it is called, the pairs (x (n, c), base (c,) or None) in order, as float64
-        NumPy arrays, cut at multiples of :data:`~fishertope.core.merging.statistics.CHUNK`.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    read: Callable[[], Iterator[tuple[FloatArray, FloatArray | None]]]
-
-    @property
-    def size(self) -> int:
-        """Entries."""
-        return prod(self.shape)
-
-    def values(self) -> Chunks:
-        """Chunks (n, c) of the sources."""
-        return lambda: (x for x, _ in self.read())
-
-    def differences(self) -> Chunks:
-        """Chunks (n, c) of x_i − x_0."""
-        return lambda: (x - _some(base)[None, :] for x, base in self.read())
-
-    def magnitudes(self, i: int) -> Chunks:
-        """Chunks (c,) of abs(x_i − x_0)."""
-        return lambda: (np.abs(x[i] - _some(base)) for x, base in self.read())
-
-
-def _some(base: FloatArray | None) -> FloatArray:
-    if base is None:
-        raise InvalidInputError("These statistics need a base model.")
-    return base
 
 
 Stats = Mapping[str, Any]

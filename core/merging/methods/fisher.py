@@ -16,7 +16,7 @@ from ..anchors import Anchor
 from ..combine import combine
 from ..groups import Tree, layouts_of
 from ..solution import MergeSolution
-from ..solve import solve
+from ..solving import solve
 from ..sources import Source, read, write
 from .base import Request, with_method
 

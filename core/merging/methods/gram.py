@@ -14,7 +14,7 @@ from ...fisher.structures import Gram, Kronecker, Precision
 from ...types import Array
 from ..groups import Tree, layouts_of
 from ..solution import MergeSolution, SiteReport
-from ..solve import solve
+from ..solving import solve
 from ..sources import Source, read
 from .base import Request, with_method
 from .fisher import Sites

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...errors import InvalidInputError
 from ...types import FloatArray
-from ..merge import merge
+from ..entry import merge
 from ..solution import MergeSolution
 from .optimisers import Optimiser, optimiser_of
 from .result import Difference, Trial, WeightSearch

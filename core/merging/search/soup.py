@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..merge import merge
+from ..entry import merge
 from ..solution import MergeSolution
 from .scoring import Evaluate, scores_of
 

@@ -10,7 +10,6 @@ from array_api_compat import array_namespace
 
 from ...types import Array
 
-
 NEGATIVE = 2.0**-23
 """Negative eigenvalues down to this share of the largest are rounding: precisions of a float32
 model are summed from products in float32."""

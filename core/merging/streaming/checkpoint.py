@@ -127,7 +127,7 @@ class Checkpoint:
             The file ends too early: it was changed after it was opened.
         """
         tensor = self.tensors[name]
-        view = out.reshape(-1).view(np.uint8).data
+        view = memoryview(out.reshape(-1).view(np.uint8))
         place = tensor.offset + start * ITEM_BYTES[tensor.dtype]
         fd = self._descriptor(tensor.shard)
         while len(view):

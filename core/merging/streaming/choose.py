@@ -13,7 +13,6 @@ from ...errors import InvalidInputError
 from ...storage.header import DTYPES
 from ...storage.numbers import stored_dtype
 from ...types import FloatArray, NumpyArray
-from ..anchors import Damping
 from ..decisions import Decision
 from ..draws import SiteDraws
 from ..elementwise import model_stock_ratio, slerp_weights
@@ -23,8 +22,6 @@ from .layout import Entry
 from .precisions import PrecisionFile
 from .prepare import BASE, Job, Prepared, normalised, site_of
 from .recipes import Blocks, Counts, Diagonal, Linear, Recipe, Site
-from .structured import Group, Solved
-from .task_vectors import Mask, TaskVectors
 from .views import is_finite, view_of
 
 # The kernel takes differences from the source of the largest weight and does not use that weight
@@ -168,6 +165,8 @@ def _blocks(found: Prepared, decision: Decision) -> Job:
     def each(key: str) -> list[float]:
         return [float(found.setting(key, name, i)) if key in kind.own else 0.0 for i in range(n)]
 
+    from .task_vectors import TaskVectors
+
     method = TaskVectors(
         select=kind.select, density=each("density"), gamma=each("gamma"), epsilon=each("epsilon"),
         elect=kind.elect, normalize=bool(found.setting("normalize", name)),
@@ -273,6 +272,9 @@ def _diagonal_job(found: Prepared, decision: Decision, weights: FloatArray, anch
 
 def _group_job(found: Prepared, decision: Decision, weights: FloatArray, anchor: float) -> Job:
     """A site with another structure, solved whole."""
+    from ..anchors import Damping
+    from .structured import Group, Solved
+
     name, files = decision.name, found.precisions
     assert files is not None
     site = site_of(found, name, based=False)

@@ -17,8 +17,8 @@ from .prepare import Job
 from .recipes import Counts
 from .writing import Journal, OutputFile, Safekeeping
 
-BUFFER = 4 << 20
-"""Bytes of buffers a worker takes unless a budget says less: a block stays near the cache."""
+BUFFER = 2 << 20
+"""Bytes of buffers a worker takes unless a budget says less: a block stays in the cache."""
 LEAST_BUFFER = 1 << 14
 _TICK = 0.1
 
@@ -157,7 +157,6 @@ class Run:
     safe: Safekeeping
     workers: int
     watch: Watcher | None = None
-    counts: Counts = field(default_factory=Counts)
     _stop: threading.Event = field(default_factory=threading.Event)
     _done: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -208,7 +207,6 @@ class Run:
         self.safe.add(block.number, counts, length * len(rows))
         with self._lock:
             self._done += length
-            self.counts.add(counts)
 
     def _announce(self, block: Block, rows: Sequence[Any] | None) -> None:
         shard, first = self.where[block.job.entry.name]

@@ -17,7 +17,7 @@ from ...backend import BackendChoice, Kernel, current_threads, select_backend
 from ...backend.convert import check_device
 from ...errors import InvalidInputError, WriteFailedError
 from ...storage.atomic import explain_write
-from ...storage.numbers import FLOATS, stored_dtype
+from ...storage.numbers import FLOATS, encode
 from ...storage.output_folder import OutputFolder
 from ...types import Device
 from ..plans.plan import MergePlan
@@ -258,14 +258,17 @@ def _check_precisions(found: Prepared, options: MergeOptions) -> None:
 def warm_up(found: Prepared) -> None:
     """Load and compile the kernels for the dtypes in question, so that their memory is known."""
     codes = {s.tensors[n].dtype for s in found.sources for n in s.tensors} & set(FLOATS)
-    one = np.ones((1, 1))
+    # As many sources as there are: a pair has loops of its own.
+    ones = np.ones((len(found.sources), 1))
     for code in codes if found.kernels.backend.info.half_bits else {"F64"}:
-        x = np.zeros((1, 1), dtype=stored_dtype(code))
-        found.kernels.call(Kernel.MERGE_LINEAR, x, one, one[0])
-        wanted = {t.dtype for p in found.precisions or () for t in p.store.tensors.values()}
-        for other in wanted & set(FLOATS) if found.precisions else ():
-            f = np.zeros((1, 1), dtype=stored_dtype(other))
-            found.kernels.call(Kernel.MERGE_DIAGONAL, x, f, one, one, one[0])
+        x = encode(ones, code)
+        if found.precisions is None:
+            found.kernels.call(Kernel.MERGE_LINEAR, x, ones.T, ones[0])
+            continue
+        wanted = {t.dtype for p in found.precisions for t in p.store.tensors.values()}
+        for other in wanted & set(FLOATS):
+            f = encode(ones, other)
+            found.kernels.call(Kernel.MERGE_DIAGONAL, x, f, ones.T, ones.T, ones[:, 0])
 
 
 def _write(

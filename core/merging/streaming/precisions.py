@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...errors import CorruptFileError, InvalidInputError
-from ...fisher.precision import KIND, PrecisionTree
 from ...storage.numbers import FLOATS, stored_dtype
 from ...types import NumpyArray
 from .checkpoint import Checkpoint, Tensor
+
+if TYPE_CHECKING:
+    from ...fisher.precision import PrecisionTree
 
 
 class PrecisionFile:
@@ -60,7 +62,10 @@ class PrecisionFile:
         kind = metadata.get("fishertope_kind")
         if kind is None:
             self.diagonals = {name: name for name in self.store.tensors}
-        elif kind == KIND:
+            return
+        from ...fisher.precision import KIND
+
+        if kind == KIND:
             self._of_tree(metadata.get("facts", ""))
         else:
             raise InvalidInputError(
@@ -77,6 +82,8 @@ class PrecisionFile:
     @cached_property
     def tree(self) -> PrecisionTree:
         """The whole precision, in memory, every byte checked."""
+        from ...fisher.precision import PrecisionTree
+
         return PrecisionTree.load(self.path)
 
     def tensor(self, name: str) -> Tensor | None:

@@ -183,6 +183,7 @@ class Kernels:
 
     backend: Backend
     device: Device = None
+    _direct: dict[Kernel, Callable[..., Any]] = field(default_factory=dict, compare=False)
 
     @property
     def _info(self) -> BackendInfo:
@@ -194,8 +195,12 @@ class Kernels:
 
     def call(self, kernel: Kernel, *arrays: NumpyArray) -> tuple[NumpyArray, ...]:
         """The raw kernel on NumPy arrays."""
+        direct = self._direct.get(kernel)
+        if direct is not None:
+            return tuple(direct(*arrays))
         run = self.backend.raw(kernel)
         if self._info.takes(arrays[0]):
+            self._direct[kernel] = run
             return tuple(run(*arrays))
         moved = (to_backend(a, self.backend, device=self.device) for a in arrays)
         return tuple(to_numpy(r) for r in run(*moved))
@@ -218,6 +223,11 @@ class Linear:
     weights: FloatArray
     totals: FloatArray
     kernels: Kernels
+    _code: str | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        fits = self.site.common() == self.site.code and self.kernels.takes(self.site.code)
+        object.__setattr__(self, "_code", self.site.code if fits else None)
 
     @property
     def bytes_per_entry(self) -> int:
@@ -226,11 +236,6 @@ class Linear:
         if self._code is not None:
             return (n + 2 * k) * ITEM_BYTES[self._code]
         return 8 * (2 * n + 2 * k + 2)
-
-    @property
-    def _code(self) -> str | None:
-        fits = self.site.common() == self.site.code and self.kernels.takes(self.site.code)
-        return self.site.code if fits else None
 
     def run(self, start: int, stop: int, counts: Counts) -> list[NumpyArray]:
         """The weighted sums."""
@@ -263,6 +268,10 @@ class Diagonal:
     floors: FloatArray
     fallback: FloatArray | None
     kernels: Kernels
+    _codes: tuple[str | None, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_codes", self._find_codes())
 
     @property
     def bytes_per_entry(self) -> int:
@@ -272,8 +281,7 @@ class Diagonal:
         wide = 8 if code is None else ITEM_BYTES[code]
         return (n + 2 * k) * wide + n * ITEM_BYTES[common] + (16 * n if code is None else 0)
 
-    @property
-    def _codes(self) -> tuple[str | None, str]:
+    def _find_codes(self) -> tuple[str | None, str]:
         """Dtype of the sources as they are read (``None``: float64), and of the precisions."""
         found = set()
         for p in self.precisions:

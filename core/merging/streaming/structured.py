@@ -16,7 +16,7 @@ from ...types import FloatArray, NumpyArray
 from ..anchors import Anchor, Damping
 from ..problem import MergeProblem
 from ..solution import SiteReport
-from ..solve import solve
+from ..solving import solve
 from .inputs import Input
 from .precisions import PrecisionFile
 from .recipes import Counts, Site

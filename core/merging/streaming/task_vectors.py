@@ -19,7 +19,7 @@ from ...errors import InvalidInputError
 from ...types import Array, FloatArray
 from ..draws import SiteDraws
 from ..elementwise import consensus, rank_probabilities
-from ..methods.base import SiteView
+from ..site_view import SiteView
 from ..statistics import CHUNK, kth_largest, trim_threshold
 
 Mask = Callable[[int, int], FloatArray]

@@ -11,7 +11,7 @@ import numpy as np
 from ...errors import InvalidInputError
 from ...storage.numbers import decode
 from ...types import FloatArray
-from ..methods.base import SiteView
+from ..site_view import SiteView
 from ..statistics import CHUNK, Chunks, squared_norm
 from .checkpoint import Tensor
 from .inputs import Input

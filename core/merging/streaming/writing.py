@@ -27,6 +27,8 @@ JOURNAL = ".journal"
 _RECORD = np.dtype([("done", "<u4"), ("nonfinite", "<u4"), ("empty", "<u4"), ("spare", "<u4")])
 _AHEAD = 256 << 20
 """Bytes that may be written before they are flushed to the disk."""
+_LITTLE = 16 << 20
+"""Bytes that a killed process may have to write again, where nothing is flushed."""
 _CHUNK = 1 << 20
 
 
@@ -173,7 +175,7 @@ class Journal:
 
 
 class Safekeeping:
-    """Sets journal records: at once, or with ``fsync`` after the files were flushed."""
+    """Sets journal records: every few blocks, with ``fsync`` after the files were flushed."""
 
     def __init__(self, files: Sequence[OutputFile], journal: Journal, *, fsync: bool) -> None:
         self._files, self._journal, self._fsync = files, journal, fsync
@@ -183,13 +185,10 @@ class Safekeeping:
 
     def add(self, block: int, counts: Counts, length: int) -> None:
         """A block was written."""
-        if not self._fsync:
-            self._journal.record([(block, counts)])
-            return
         with self._lock:
             self._waiting.append((block, counts))
             self._bytes += length
-            if self._bytes < _AHEAD:
+            if self._bytes < (_AHEAD if self._fsync else _LITTLE):
                 return
             ready, self._waiting, self._bytes = self._waiting, [], 0
         self._settle(ready)
@@ -207,7 +206,9 @@ class Safekeeping:
 
 
 def _bytes(data: NumpyArray) -> memoryview:
-    return np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+    if not data.flags.c_contiguous:
+        data = np.ascontiguousarray(data)
+    return memoryview(data).cast("B") if data.size else memoryview(b"")
 
 
 def write_at(fd: int, data: memoryview, offset: int) -> None:

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 
-from . import (
-    _backends,
-    _demo,
-    _estimate,
-    _experiment,
-    _fisher,
-    _inspect,
-    _merge,
-    _npeff,
-    _relu,
-    _search,
-    _text,
-    _verify,
-)
-
-app = typer.Typer(
-    name="fishertope",
-    help="Fisher geometry and zonotope combinatorics of trained networks.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+COMMANDS = ("demo", "backends", "fisher", "estimate", "inspect", "merge", "search", "verify")
+"""Functions of that name, each in the module of that name."""
+GROUPS = {"experiment": "group", "npeff": "group", "text": "group", "relu": "app"}
+"""Modules with a group of commands, and its name there."""
 
 
 def _show_version(wanted: bool) -> None:
@@ -39,7 +23,6 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def options(
     version: Annotated[
         bool,
@@ -49,15 +32,33 @@ def options(
     """Fisher geometry and zonotope combinatorics of trained networks."""
 
 
-app.command("demo")(_demo.demo)
-app.command("backends")(_backends.backends)
-app.command("fisher")(_fisher.fisher)
-app.command("estimate")(_estimate.estimate)
-app.command("inspect")(_inspect.inspect)
-app.command("merge")(_merge.merge)
-app.command("search")(_search.search)
-app.command("verify")(_verify.verify)
-app.add_typer(_experiment.group, name="experiment")
-app.add_typer(_npeff.group, name="npeff")
-app.add_typer(_text.group, name="text")
-app.add_typer(_relu.app)
+def app_for(arguments: Sequence[str] | None) -> typer.Typer:
+    """The command line, or the part of it that these arguments (``sys.argv``'s) begin with.
+
+    Modules of other commands are then not imported: all of them take longer than a small command.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    first = given[0] if given else ""
+    wanted = [first] if first in (*COMMANDS, *GROUPS) else [*COMMANDS, *GROUPS]
+    made = typer.Typer(
+        name="fishertope",
+        help="Fisher geometry and zonotope combinatorics of trained networks.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback()(options)
+    for name in wanted:
+        module = import_module(f"{__package__}._{name}")
+        if name in GROUPS:
+            made.add_typer(getattr(module, GROUPS[name]), name=name)
+        else:
+            made.command(name)(getattr(module, name))
+    return made
+
+
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return app_for(())

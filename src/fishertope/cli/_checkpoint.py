@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BackendUnavailable, InvalidInputError
-from ..core.model import Bernoulli, Categorical, Gaussian, OutputDistribution, TokenCategorical
+
+if TYPE_CHECKING:
+    from ..core.model import OutputDistribution
 
 DEFAULT_LENGTH = 128
 # Models that number positions from padding_idx + 1, so that two places of their table are taken.
@@ -248,6 +250,7 @@ def _meaning(
 ) -> tuple[OutputDistribution, Any, tuple[str, ...]]:
     """Output distribution, readout and class names."""
     from ..backends.torch_gpu.readout import EachToken, LabelWords
+    from ..core.model import Bernoulli, Categorical, Gaussian, TokenCategorical
 
     config = model.config
     if task in (Task.CAUSAL, Task.SEQ2SEQ):

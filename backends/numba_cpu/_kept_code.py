@@ -1,0 +1,196 @@
+"""The loops of a two-model merge, kept as machine code between processes.
+
+Importing numba and fetching one function from its cache takes half a second, as long as merging a
+gigabyte. The compiled loops are therefore kept a second time, as one object file beside numba's own
+cache, which llvmlite loads in some milliseconds. A file belongs to one source text, processor and
+version of numba and llvmlite; it is loaded only if it is whole and belongs to this user. Where
+anything is missing the functions of :mod:`._merge_kernels` are called through numba as usual.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ...core.types import NumpyArray
+
+_DIGEST = 32
+_NAMES = ("linear_bits", "diagonal_bits_float32", "diagonal_bits_bits")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptCode:
+    """Functions in machine code; their arrays are contiguous, and their checks the caller's.
+
+    Attributes
+    ----------
+    functions : mapping of str to callable
+        By name; addresses and numbers in, the loop's return value out. The interpreter's lock is
+        not held meanwhile.
+    owner : object
+        Keeps the code in memory.
+    """
+
+    functions: dict[str, Callable[..., bool]]
+    owner: Any
+
+    def linear(self, x: NumpyArray, y: NumpyArray, w: float, s: float, out: NumpyArray) -> bool:
+        """:func:`._merge_kernels.linear_pair`."""
+        found = self.functions["linear_bits"]
+        return found(x.ctypes.data, y.ctypes.data, w, s, out.ctypes.data, len(out))
+
+    def diagonal(
+        self, x: NumpyArray, f: NumpyArray, numbers: tuple[float, ...], out: NumpyArray
+    ) -> bool:
+        """:func:`._merge_kernels.diagonal_pair`; ``f`` in float32 or as bfloat16 bits."""
+        kind = "bits" if f.dtype.itemsize == 2 else "float32"
+        places = (x[0].ctypes.data, x[1].ctypes.data, f[0].ctypes.data, f[1].ctypes.data)
+        found = self.functions[f"diagonal_bits_{kind}"]
+        return found(*places, *numbers, out.ctypes.data, len(out))
+
+
+@cache
+def kept_code() -> KeptCode | None:
+    """The loops in machine code: loaded, or compiled and kept; ``None`` where that cannot be."""
+    try:
+        import llvmlite.binding as llvm
+
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        place = _folder() / f"merge-{_key(llvm)}.o"
+        code = _read(place)
+        if code is None:
+            code = _compiled(llvm)
+            _write(place, code)
+        return _loaded(llvm, code)
+    except Exception:  # any of numba's and llvmlite's own: numba is then asked the usual way
+        return None
+
+
+def _key(llvm: Any) -> str:
+    digest = hashlib.sha256()
+    for name in ("_merge_kernels.py", "_kept_code.py"):
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    for fact in (
+        version("numba"), version("llvmlite"), llvm.get_process_triple(), llvm.get_host_cpu_name(),
+        llvm.get_host_cpu_features().flatten(),
+    ):  # fmt: skip
+        digest.update(str(fact).encode() + b"\0")
+    return digest.hexdigest()[:32]
+
+
+def _folder() -> Path:
+    """Where numba keeps what it compiles: as told, beside the source, or in the user's cache."""
+    told = os.environ.get("NUMBA_CACHE_DIR")
+    if told:
+        return Path(told)
+    beside = Path(__file__).parent / "__pycache__"
+    if os.access(beside if beside.exists() else beside.parent, os.W_OK):
+        return beside
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "fishertope" / "kernels"
+
+
+def _read(place: Path) -> bytes | None:
+    """The object file, if it is whole and this user's."""
+    try:
+        with place.open("rb") as file:
+            owner = os.fstat(file.fileno()).st_uid
+            found = file.read()
+    except OSError:
+        return None
+    if hasattr(os, "getuid") and owner != os.getuid():
+        return None
+    code = found[_DIGEST:]
+    return code if hashlib.sha256(code).digest() == found[:_DIGEST] else None
+
+
+def _write(place: Path, code: bytes) -> None:
+    """Keep it for the next process, if the folder can be written to."""
+    from ...core.storage import write_bytes
+
+    try:
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_bytes(place, hashlib.sha256(code).digest() + code)
+    except Exception:  # a full disk, say: compiled again next time
+        return
+
+
+def _compiled(llvm: Any) -> bytes:
+    """One object file of all loops, which calls nothing outside itself."""
+    from numba import cfunc, float32, int64, types, uint16
+
+    from . import _merge_kernels as loops
+
+    bits, singles = types.CPointer(uint16), types.CPointer(float32)
+    six = (float32,) * 6
+    wanted = {
+        "linear_bits": (loops.linear_pair, (bits, bits, float32, float32, bits, int64)),
+        "diagonal_bits_float32": (
+            loops.diagonal_pair, (bits, bits, singles, singles, *six, bits, int64)
+        ),
+        "diagonal_bits_bits": (loops.diagonal_pair, (bits, bits, bits, bits, *six, bits, int64)),
+    }  # fmt: skip
+    whole = llvm.parse_assembly("")
+    for name, (loop, arguments) in wanted.items():
+        made = cfunc(types.boolean(*arguments), nopython=True, error_model="numpy")(loop.py_func)
+        module = llvm.parse_assembly(made.inspect_llvm())
+        # cfunc adds a wrapper that reports Python's errors; the loop itself can raise none.
+        inner = made.native_name.removeprefix("cfunc.")
+        for function in module.functions:
+            if function.name == inner:
+                function.name = name
+            elif not function.is_declaration:
+                function.linkage = "internal"
+        whole.link_in(module)
+    machine = _machine(llvm)
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.run(whole, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options()))
+    outside = [f.name for f in whole.functions if f.is_declaration and f.name[:5] != "llvm."]
+    if outside:
+        raise ValueError(f"the loops call {outside}")
+    return bytes(machine.emit_object(whole))
+
+
+def _machine(llvm: Any) -> Any:
+    return llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3,
+        reloc="default", codemodel="jitdefault",
+    )  # fmt: skip
+
+
+def _loaded(llvm: Any, code: bytes) -> KeptCode:
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(llvm))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    place, number, size = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64
+    kinds = {
+        "linear_bits": (place, place, number, number, place, size),
+        "diagonal_bits_float32": (place,) * 4 + (number,) * 6 + (place, size),
+        "diagonal_bits_bits": (place,) * 4 + (number,) * 6 + (place, size),
+    }
+    functions = {}
+    for name in _NAMES:
+        # Numba's convention: status = f(address of the result, address of an error, arguments).
+        raw = ctypes.CFUNCTYPE(ctypes.c_int32, place, place, *kinds[name])(
+            engine.get_function_address(name)
+        )
+        functions[name] = _called(raw)
+    return KeptCode(functions, engine)
+
+
+def _called(raw: Any) -> Callable[..., bool]:
+    def call(*arguments: Any) -> bool:
+        result, error = ctypes.c_int64(0), ctypes.c_void_p()
+        status = raw(ctypes.byref(result), ctypes.byref(error), *arguments)
+        return status == 0 and bool(result.value & 1)
+
+    return call
