@@ -5,16 +5,18 @@
 
 ``copy``: one process, JIT warm. A merge of two bfloat16 checkpoints (linear, and the diagonal
 Fisher merge with float32 Fishers) against reading the same inputs and writing a file of the
-output's size in blocks of 1 MiB with as many threads; checksums and fsync off, then both on.
-``mergekit``: whole processes, imports included, page cache warm, of ``fishertope merge`` and
-``mergekit-pytorch`` (a pair of single files) or ``mergekit-yaml`` (a Llama-shaped pair); mergekit's
-graph time is that of its executor alone. Both sides' results are compared before anything is
-timed; samples of the two sides alternate, and the median of the pairs' ratios is reported with its
-quartiles. ``--clock cpu`` counts the processor time of all threads instead of the wall's, for
-machines that others use too.
+output's size with as many threads, in blocks of 256 KiB or 1 MiB, whichever is faster; checksums
+and fsync off, then both on. ``mergekit``: whole processes, imports included, page cache warm, of
+``fishertope merge`` and ``mergekit-pytorch`` (a pair of single files) or ``mergekit-yaml`` (a
+Llama-shaped pair in four shards each); mergekit's graph time is that of its executor alone, and a
+process that imports numpy and only reads and writes the same bytes on two threads is timed too.
+Both sides' results are compared before anything is timed; samples of the two sides alternate, and
+the median of the pairs' ratios is reported with its quartiles. ``--clock cpu`` counts the processor
+time of all threads instead of the wall's, for machines that others use too.
 """
 
 import argparse
+import inspect
 import json
 import os
 import resource
@@ -34,7 +36,7 @@ from fishertope.core.merging.streaming import Checkpoint, MergeOptions, merge_ch
 from fishertope.core.storage.header import Place, encode
 from fishertope.core.storage.numbers import decode, stored_dtype
 
-BLOCK = 1 << 20
+BLOCKS = (1 << 18, 1 << 20)
 
 MERGEKIT = """
 import json, sys, time
@@ -90,16 +92,16 @@ def write(path, tensors, code, seed):
             left -= len(part)
 
 
-def read_and_write(inputs, out, threads, fsync=False):
+def read_and_write(inputs, out, threads, fsync=False, block=BLOCKS[-1]):
     """Only the bytes: all inputs read, a file of the first one's size written."""
     fds = [os.open(p, os.O_RDONLY) for p in inputs]
     sizes = [os.fstat(fd).st_size for fd in fds]
     target = os.open(out, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     os.ftruncate(target, sizes[0])
-    todo, lock = iter(range(0, sizes[0], BLOCK)), threading.Lock()
+    todo, lock = iter(range(0, sizes[0], block)), threading.Lock()
 
     def work():
-        buffers = [bytearray(BLOCK * s // sizes[0] + 1) for s in sizes]
+        buffers = [bytearray(block * s // sizes[0] + 1) for s in sizes]
         while True:
             with lock:
                 at = next(todo, None)
@@ -107,7 +109,7 @@ def read_and_write(inputs, out, threads, fsync=False):
                 return
             for fd, size, buffer in zip(fds, sizes, buffers, strict=True):
                 os.preadv(fd, [buffer], at * size // sizes[0])
-            os.pwrite(target, memoryview(buffers[0])[: min(BLOCK, sizes[0] - at)], at)
+            os.pwrite(target, memoryview(buffers[0])[: min(block, sizes[0] - at)], at)
 
     crew = [threading.Thread(target=work) for _ in range(threads)]
     for one in crew:
@@ -119,6 +121,39 @@ def read_and_write(inputs, out, threads, fsync=False):
     for fd in (*fds, target):
         os.close(fd)
     os.unlink(out)
+
+
+def write_shards(folder, tensors, seed, parts=4):
+    """The same in several files with an index."""
+    names, index = list(tensors), {}
+    step = -(-len(names) // parts)
+    for i in range(parts):
+        mine = {n: tensors[n] for n in names[i * step : (i + 1) * step]}
+        file = f"model-{i + 1:05d}-of-{parts:05d}.safetensors"
+        write(folder / file, mine, "BF16", seed)
+        index |= dict.fromkeys(mine, file)
+    text = json.dumps({"metadata": {}, "weight_map": index})
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
+def bare_copy(inputs, out):
+    """A script with numpy that only reads and writes, on two threads."""
+    head = f"import os, threading, numpy\nBLOCKS = {BLOCKS[:1]}\n"
+    call = f"read_and_write({inputs!r}, {out!r}, 2)\n"
+    return head + inspect.getsource(read_and_write) + call
+
+
+def best_block(inputs, out, threads):
+    """The block size with which reading and writing alone is faster."""
+    seconds = []
+    for block in BLOCKS:
+        took = []
+        for _ in range(3):
+            since = time.perf_counter()
+            read_and_write(inputs, out, threads, block=block)
+            took.append(time.perf_counter() - since)
+        seconds.append(min(took))
+    return BLOCKS[int(np.argmin(seconds))]
 
 
 def pairs(ours, theirs, count, clock=time.perf_counter):
@@ -185,8 +220,10 @@ def against_copies(given):
                 def ours(plan=plan, options=options):
                     merge_checkpoints(plan, folder / "out", options=options, overwrite=True)
 
-                def theirs(read=read, workers=workers, safe=safe):
-                    read_and_write(read, folder / "copy.bin", workers, fsync=safe)
+                block = best_block(read, folder / "copy.bin", workers)
+
+                def theirs(read=read, workers=workers, safe=safe, block=block):
+                    read_and_write(read, folder / "copy.bin", workers, fsync=safe, block=block)
 
                 ours()
                 verify(plan, folder / "out", list(tensors)[:4])
@@ -194,7 +231,9 @@ def against_copies(given):
                 clock = {"wall": time.perf_counter, "cpu": time.process_time}[given.clock]
                 found[case] = pairs(ours, theirs, given.pairs, clock)
                 print(f"{case:42} ratio {found[case]['ratio']:.2f} {found[case]['quartiles']}"
-                      f" ours {np.median(found[case]['ours']):.2f} s", flush=True)  # fmt: skip
+                      f" ours {np.median(found[case]['ours']):.2f} s, theirs"
+                      f" {np.median(found[case]['theirs']):.2f} s in blocks of {block >> 10} KiB",
+                      flush=True)  # fmt: skip
         shutil.rmtree(folder / "out")
     return found
 
@@ -202,7 +241,9 @@ def against_copies(given):
 def process(command, clock="wall"):
     """Seconds (of the wall, or of all its threads) and output of a process."""
     since, before = time.perf_counter(), os.times()
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    # Bytecode is kept, as where pip has installed both tools.
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=kept)
     if run.returncode:
         raise SystemExit(f"{command[:4]} failed:\n{run.stderr[-2000:]}")
     after = os.times()
@@ -215,10 +256,13 @@ def against_mergekit(given):
     """Ratios of whole processes."""
     folder, found = Path(given.folder), {}
     tensors = shapes(given.megabytes * 2**20 // 2)
-    places = [folder / "a", folder / "b"]
-    for seed, place in enumerate(places):
+    single, sharded = [folder / "a", folder / "b"], [folder / "a4", folder / "b4"]
+    for seed, place in enumerate([*single, *sharded]):
         place.mkdir(exist_ok=True)
-        write(place / "model.safetensors", tensors, "BF16", seed)
+        if place in single:
+            write(place / "model.safetensors", tensors, "BF16", seed)
+        else:
+            write_shards(place, tensors, seed)
         width = tensors["model.norm.weight"][0]
         config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama",
                   "hidden_size": width, "intermediate_size": 8 * width // 3,
@@ -227,6 +271,7 @@ def against_mergekit(given):
                   "tie_word_embeddings": False}  # fmt: skip
         (place / "config.json").write_text(json.dumps(config))
     for tool in given.tools:
+        places = single if tool == "pytorch" else sharded
         suffix = "/model.safetensors" if tool == "pytorch" else ""
         plan = {"merge_method": "linear", "dtype": "bfloat16", "models": [
             {"model": str(p) + suffix, "parameters": {"weight": w}}
@@ -264,6 +309,14 @@ def against_mergekit(given):
             graphs.clear()
             if given.quick:
                 break
+        bare = [sys.executable, "-c", bare_copy([str(p / "model.safetensors") for p in single],
+                                                str(folder / "bare.bin"))]  # fmt: skip
+        process(bare)
+        found[f"{tool}, a process that only reads and writes"] = [
+            process(bare, given.clock)[0] for _ in range(given.pairs)
+        ]
+        alone = np.median(found[f"{tool}, a process that only reads and writes"])
+        print(f"{tool}: a process that only reads and writes takes {alone:.2f} s", flush=True)
         found[f"{tool}, peak MiB of ours"] = peak(command, fast)
         print(f"{tool}: peak {found[f'{tool}, peak MiB of ours']:.0f} MiB", flush=True)
         shutil.rmtree(theirs_out, ignore_errors=True)

@@ -10,6 +10,7 @@ import ast
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
@@ -41,7 +42,9 @@ def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[
         return found
 
     def names() -> list[str]:
-        return sorted({*vars(import_module(package)), *where})
+        here = vars(import_module(package))
+        own = {n for n, x in here.items() if n.startswith("__") or isinstance(x, ModuleType)}
+        return sorted(own | set(where))
 
     return load, names
 

@@ -75,7 +75,7 @@ def test_importing_loads_nothing_heavy(tmp_path, statement):
 
 
 def test_public_names_are_exactly_those_that_are_imported():
-    public = {n for n in vars(fishertope) if not n.startswith("_")}
+    public = {n for n in dir(fishertope) if not n.startswith("_")}
     modules = {"core", "backends", "theory", "experiments", "cli", "sklearn"}
     assert public - modules == set(fishertope.__all__) - {"__version__"}
     assert list(fishertope.__all__) == sorted(fishertope.__all__)

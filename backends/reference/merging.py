@@ -25,7 +25,8 @@ def merge_linear(
         for i in range(len(x)):
             if i != r:
                 total = total + row[i] * (x[i] - x[r])
-        out[k] = _narrow(total, out)
+        # Where nothing moved the entry keeps its bits, the sign of zero among them.
+        out[k] = _narrow(np.where(total == x[r], x[r], total), out)
     return out, _not_finite(out)
 
 
@@ -59,7 +60,7 @@ def merge_diagonal(
         high = np.where(q > 0, x, -np.inf).max(axis=0)
         value = np.where((total > 0) & (value < low), low, value)
         value = np.where((total > 0) & (value > high), high, value)
-        out[k] = _narrow(value, out)
+        out[k] = _narrow(np.where(value == base, base, value), out)
     negative = np.full(len(weights), np.count_nonzero(f < 0), dtype=np.int64)
     return out, _not_finite(out), empty, negative
 

@@ -20,7 +20,8 @@ def merge_linear(sources: Tensor, weights: Tensor, totals: Tensor) -> tuple[Tens
         for i in range(sources.shape[0]):
             if i != r:
                 total += w[k, i] * (sources[i].double() - base)
-        out[k] = total.to(out.dtype)
+        # Where nothing moved the entry keeps its bits, the sign of zero among them.
+        out[k] = torch.where(total == base, base, total).to(out.dtype)
     return out, _not_finite(out)
 
 
@@ -53,7 +54,8 @@ def merge_diagonal(
         empty[k] = none.sum()
         value = base + moment / torch.where(none, 1.0, total)
         value = torch.where(~none & (value < low), low, value)
-        out[k] = torch.where(~none & (value > high), high, value).to(out.dtype)
+        value = torch.where(~none & (value > high), high, value)
+        out[k] = torch.where(value == base, base, value).to(out.dtype)
     negative = (f < 0).sum().expand(w.shape[0]).clone()
     return out, _not_finite(out), empty, negative
 

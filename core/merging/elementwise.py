@@ -122,7 +122,7 @@ def consensus(
         if normalize:
             whole = fsum(float(w) for w in weights)
             total = total / (whole if abs(whole) > 1e-8 else 1.0)
-        return base + scale * total
+        return _moved(base, scale * total)
     votes = zero
     for value in weighted:
         votes = votes + (value if elect == "mass" else xp.sign(value))
@@ -134,7 +134,13 @@ def consensus(
         divisor = divisor + xp.where(agrees, xp.full_like(zero, float(weights[i])), zero)
     if normalize:
         total = total / xp.where(xp.abs(divisor) > 1e-8, divisor, xp.ones_like(divisor))
-    return base + scale * total
+    return _moved(base, scale * total)
+
+
+def _moved(base: Array, by: Array) -> Array:
+    """``base + by``; where nothing moves the entry keeps its bits, the sign of zero among them."""
+    out = base + by
+    return array_namespace(base).where(out == base, base, out)
 
 
 def trim(deltas: Array, lower: Sequence[float], upper: Sequence[float] | None = None) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import fsum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from .precisions import PrecisionFile
 from .prepare import BASE, Job, Prepared, normalised, site_of
 from .recipes import Blocks, Counts, Diagonal, Linear, Recipe, Site
 from .views import is_finite, view_of
+
+if TYPE_CHECKING:
+    from .task_vectors import Mask
 
 # The kernel takes differences from the source of the largest weight and does not use that weight
 # itself: one above all others makes the base that source.
