@@ -16,14 +16,17 @@ _FEW_SOURCES = 3
 
 
 def merge_linear(
-    sources: NumpyArray, weights: FloatArray, totals: FloatArray
+    sources: NumpyArray, weights: FloatArray, totals: FloatArray, *, out: NumpyArray | None = None
 ) -> tuple[NumpyArray, IntArray]:
-    """S_k x_r + Σ_i w_ki (x_i − x_r) (k, p) in the dtype of the sources, and counts (k,)."""
+    """S_k x_r + Σ_i w_ki (x_i − x_r) (k, p) in the dtype of the sources, and counts (k,).
+
+    The sums go into ``out`` where one is given.
+    """
     work = _work(sources, few=len(sources) <= _FEW_SOURCES)
     w = np.array(weights, dtype=work, order="C")
     references = np.argmax(np.abs(w), axis=1)
     x = _ready(sources)
-    out = np.empty((len(w), x.shape[1]), dtype=x.dtype)
+    out = _room(out, (len(w), x.shape[1]), x.dtype)
     bad = np.zeros(len(w), dtype=np.int64)
     s = np.array(totals, dtype=work)
     if x.dtype == np.uint16 and len(x) == 2 and _linear_pairs(x, w, s, references, out):
@@ -59,13 +62,15 @@ def merge_diagonal(
     weights: FloatArray,
     ridges: FloatArray,
     floors: FloatArray,
+    *,
+    out: NumpyArray | None = None,
 ) -> tuple[NumpyArray, IntArray, IntArray, IntArray]:
-    """x_r + Σ_i p_i (x_i − x_r) / Σ_i p_i (k, p), with three counts (k,)."""
+    """x_r + Σ_i p_i (x_i − x_r) / Σ_i p_i (k, p), with three counts (k,); into ``out`` if given."""
     narrow = precisions.dtype in (np.uint16, np.float32) and len(sources) <= _FEW_SOURCES
     work = _work(sources, few=narrow)
     w, ridge, floor = (np.array(a, dtype=work, order="C") for a in (weights, ridges, floors))
     x, f = _ready(sources), _ready(precisions)
-    out = np.empty((len(w), x.shape[1]), dtype=x.dtype)
+    out = _room(out, (len(w), x.shape[1]), x.dtype)
     counts = np.zeros((3, len(w)), dtype=np.int64)
     pair = x.dtype == np.uint16 and len(x) == 2 and work is np.float32
     if pair and _diagonal_pairs(x, f, w, ridge, floor, out):
@@ -99,6 +104,15 @@ def _diagonal_pairs(
         if not done:
             return False
     return True
+
+
+def _room(
+    out: NumpyArray | None, shape: tuple[int, int], dtype: np.dtype[np.generic]
+) -> NumpyArray:
+    """``out`` where it fits: float16 is merged in a wider dtype first."""
+    if out is None or out.dtype != dtype or out.shape != shape:
+        return np.empty(shape, dtype=dtype)
+    return out
 
 
 def _work(sources: NumpyArray, *, few: bool) -> type[np.floating]:

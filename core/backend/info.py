@@ -35,7 +35,7 @@ class BackendInfo:
         What the backend offers; any subset is fine.
     half_bits : bool
         Whether the raw merging kernels also take sources as checkpoints store them: float16, and
-        bfloat16 as its bits in uint16.
+        bfloat16 as its bits in uint16; and ``out=``, an array for the merged entries.
     fallback : str or None
         Backend that stands in for the kernels not offered (arrays are converted there and back).
     extra : str or None

@@ -44,9 +44,7 @@ def unit(settings: Settings) -> Mapping[str, Any]:
     X, y = splits.train
     general, unlabelled = X[n:500], corrupted(X[500:], rng)
     few = corrupted(X[:n], rng), y[:n]
-    select, report = (
-        (corrupted(x, rng), labels) for x, labels in (splits.select, splits.report)
-    )
+    select, report = ((corrupted(x, rng), labels) for x, labels in (splits.select, splits.report))
 
     def read(start: DenseNetwork, images: FloatArray, by: int) -> DenseNetwork:
         return train(start, masked(images, rng), steps=steps, seed=seed + by, pull=PULL)

@@ -138,9 +138,7 @@ def _drawn(texts: TextSet, n: int, rng: np.random.Generator) -> TextSet:
     return texts.take(np.sort(rng.permutation(len(texts))[:n]))
 
 
-def scored(
-    row: dict[str, Any], name: str, tasks: Sequence[Task], bodies: Sequence[Body]
-) -> None:
+def scored(row: dict[str, Any], name: str, tasks: Sequence[Task], bodies: Sequence[Body]) -> None:
     """Put accuracy and NLL of every task on its body into a row, and their means."""
     found = {t.name: t.score(b) for t, b in zip(tasks, bodies, strict=True)}
     for task, scores in found.items():

@@ -34,7 +34,7 @@ class _Buffers(threading.local):
         """An array (n, entries), contiguous."""
         need = n * entries * dtype.itemsize
         room = self._room.get(key)
-        if room is None or room.nbytes < need or room.nbytes > 4 * need + (1 << 16):
+        if room is None or room.nbytes < need:
             room = self._room[key] = np.empty(need, dtype=np.uint8)
         return room[:need].view(dtype).reshape(n, entries)
 
@@ -193,11 +193,13 @@ class Kernels:
         """Whether the kernels take arrays as they are stored in ``code``."""
         return code in ("F32", "F64") or self._info.half_bits
 
-    def call(self, kernel: Kernel, *arrays: NumpyArray) -> tuple[NumpyArray, ...]:
-        """The raw kernel on NumPy arrays."""
+    def call(
+        self, kernel: Kernel, *arrays: NumpyArray, out: NumpyArray | None = None
+    ) -> tuple[NumpyArray, ...]:
+        """The raw kernel on NumPy arrays; it may write into ``out``."""
         direct = self._direct.get(kernel)
         if direct is not None:
-            return tuple(direct(*arrays))
+            return tuple(direct(*arrays, out=out) if self._info.half_bits else direct(*arrays))
         run = self.backend.raw(kernel)
         if self._info.takes(arrays[0]):
             self._direct[kernel] = run
@@ -241,7 +243,8 @@ class Linear:
         """The weighted sums."""
         code = self._code
         x = self.site.values(start, stop) if code is None else self.site.read(start, stop, code)
-        merged, bad = self.kernels.call(Kernel.MERGE_LINEAR, x, self.weights, self.totals)
+        out = _BUFFERS.take("out", len(self.weights), stop - start, x.dtype)
+        merged, bad = self.kernels.call(Kernel.MERGE_LINEAR, x, self.weights, self.totals, out=out)
         return _finished(self.site, merged, code, int(bad.sum()), start, stop, counts)
 
 
@@ -316,8 +319,9 @@ class Diagonal:
         code, common = self._codes
         x = self.site.values(start, stop) if code is None else self.site.read(start, stop, code)
         f = self._read_precisions(start, stop, common)
+        out = _BUFFERS.take("out", len(self.weights), stop - start, x.dtype)
         merged, bad, empty, negative = self.kernels.call(
-            Kernel.MERGE_DIAGONAL, x, f, self.weights, self.ridges, self.floors
+            Kernel.MERGE_DIAGONAL, x, f, self.weights, self.ridges, self.floors, out=out
         )
         if int(negative.sum()) or int(bad.sum()):
             self._refuse_precisions(f, common, start)
