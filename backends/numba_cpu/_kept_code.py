@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -22,7 +22,11 @@ from typing import Any
 from ...core.types import NumpyArray
 
 _DIGEST = 32
-_NAMES = ("linear_bits", "diagonal_bits_float32", "diagonal_bits_bits")
+Files = Sequence[tuple[int, int]]
+"""Descriptors, each with a place in bytes: two sources, their precisions, and the result."""
+_NAMES = ("linear_bits", "diagonal_bits_float32", "diagonal_bits_bits", "linear_files",
+          "diagonal_files")  # fmt: skip
+_SYSTEM = ("pread", "pwrite")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +49,28 @@ class KeptCode:
         """:func:`._merge_kernels.linear_pair`."""
         found = self.functions["linear_bits"]
         return found(x.ctypes.data, y.ctypes.data, w, s, out.ctypes.data, len(out))
+
+    def linear_files(
+        self, files: Files, numbers: tuple[float, float], room: NumpyArray, size: int
+    ) -> bool:
+        """:func:`._merge_kernels.linear_files`; ``room`` (3, step) in uint16."""
+        *sources, target = files
+        rows = [row.ctypes.data for row in room]
+        found = self.functions["linear_files"]
+        places = [v for pair in sources for v in pair]
+        return found(*places, *numbers, *target, *rows[:3], room.shape[1], size)
+
+    def diagonal_files(
+        self, files: Files, numbers: tuple[float, ...], room: NumpyArray, size: int
+    ) -> bool:
+        """:func:`._merge_kernels.diagonal_files`; ``room`` (7, step) in uint16."""
+        *sources, target = files
+        rows = [row.ctypes.data for row in room]
+        found = self.functions["diagonal_files"]
+        places = [v for pair in sources for v in pair]
+        return found(
+            *places, *numbers, *target, *rows[:4], rows[5], rows[3], rows[5], room.shape[1], size
+        )
 
     def diagonal(
         self, x: NumpyArray, f: NumpyArray, numbers: tuple[float, ...], out: NumpyArray
@@ -124,8 +150,8 @@ def _write(place: Path, code: bytes) -> None:
 
 
 def _compiled(llvm: Any) -> bytes:
-    """One object file of all loops, which calls nothing outside itself."""
-    from numba import cfunc, float32, int64, types, uint16
+    """One object file of all loops, which calls nothing but the system's reading and writing."""
+    from numba import cfunc, float32, int32, int64, types, uint16
 
     from . import _merge_kernels as loops
 
@@ -137,6 +163,15 @@ def _compiled(llvm: Any) -> bytes:
             loops.diagonal_pair, (bits, bits, singles, singles, *six, bits, int64)
         ),
         "diagonal_bits_bits": (loops.diagonal_pair, (bits, bits, bits, bits, *six, bits, int64)),
+        "linear_files": (
+            loops.linear_files,
+            (int32, int64) * 2 + (float32, float32, int32, int64) + (bits,) * 3 + (int64, int64),
+        ),
+        "diagonal_files": (
+            loops.diagonal_files,
+            (int32, int64) * 4 + six + (int32, int64) + (bits,) * 5 + (singles,) * 2
+            + (int64, int64),
+        ),
     }  # fmt: skip
     whole = llvm.parse_assembly("")
     for name, (loop, arguments) in wanted.items():
@@ -154,7 +189,8 @@ def _compiled(llvm: Any) -> bytes:
     passes = llvm.create_new_module_pass_manager()
     passes.add_global_dead_code_eliminate_pass()
     passes.run(whole, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options()))
-    outside = [f.name for f in whole.functions if f.is_declaration and f.name[:5] != "llvm."]
+    called = [f.name for f in whole.functions if f.is_declaration and f.name[:5] != "llvm."]
+    outside = [name for name in called if name not in _SYSTEM]
     if outside:
         raise ValueError(f"the loops call {outside}")
     return bytes(machine.emit_object(whole))
@@ -172,11 +208,16 @@ def _loaded(llvm: Any, code: bytes) -> KeptCode:
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     place, number, size = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64
+    file = ctypes.c_int32
     kinds = {
         "linear_bits": (place, place, number, number, place, size),
         "diagonal_bits_float32": (place,) * 4 + (number,) * 6 + (place, size),
         "diagonal_bits_bits": (place,) * 4 + (number,) * 6 + (place, size),
-    }
+        "linear_files": (file, size, file, size, number, number, file, size)
+        + (place,) * 3 + (size, size),
+        "diagonal_files": (file, size) * 4 + (number,) * 6 + (file, size) + (place,) * 7
+        + (size, size),
+    }  # fmt: skip
     functions = {}
     for name in _NAMES:
         # Numba's convention: status = f(address of the result, address of an error, arguments).

@@ -342,3 +342,61 @@ def diagonal_pair(x, y, f, g, w0, w1, r0, r1, floor0, floor1, out, size):  # typ
         signs = np.int32(signs | np.float32(fa).view(np.int32) | np.float32(fb).view(np.int32))
         least = min(least, np.float32(total).view(np.int32))
     return worst < _u32(0x7F800000) and signs >= 0 and least > 0
+
+
+# Entries lie in files: positional reads and writes of the system, with the interpreter's lock free.
+_pread = types.ExternalFunction(
+    "pread", types.int64(types.int32, types.CPointer(types.uint16), types.int64, types.int64)
+)
+_pwrite = types.ExternalFunction(
+    "pwrite", types.int64(types.int32, types.CPointer(types.uint16), types.int64, types.int64)
+)
+
+
+@njit(**_OPTIONS)
+def linear_files(base, at, other, to, weight, total, target, place, x, y, out, step, size):  # type: ignore[no-untyped-def]
+    """:func:`linear_pair` from two files into a third, ``step`` entries at a time; true if done.
+
+    Descriptors with places in bytes, and room for ``step`` entries each at ``x``, ``y``, ``out``.
+    """
+    done = 0
+    while done < size:
+        length = min(step, size - done)
+        bytes_ = 2 * length
+        if _pread(base, x, bytes_, at + 2 * done) != bytes_:
+            return False
+        if _pread(other, y, bytes_, to + 2 * done) != bytes_:
+            return False
+        if not linear_pair(x, y, weight, total, out, length):
+            return False
+        if _pwrite(target, out, bytes_, place + 2 * done) != bytes_:
+            return False
+        done += length
+    return True
+
+
+@njit(**_OPTIONS)
+def diagonal_files(base, at, other, to, first, f_at, second, g_at, w0, w1, r0, r1, floor0, floor1,
+                   target, place, x, y, out, f_room, g_room, f, g, step, size):  # type: ignore[no-untyped-def]  # fmt: skip
+    """:func:`diagonal_pair` as :func:`linear_files`, with two files of precisions in float32.
+
+    ``f`` and ``f_room`` are one address, as numbers and as what is read into; so are the others.
+    """
+    done = 0
+    while done < size:
+        length = min(step, size - done)
+        bytes_ = 2 * length
+        if _pread(base, x, bytes_, at + 2 * done) != bytes_:
+            return False
+        if _pread(other, y, bytes_, to + 2 * done) != bytes_:
+            return False
+        if _pread(first, f_room, 2 * bytes_, f_at + 4 * done) != 2 * bytes_:
+            return False
+        if _pread(second, g_room, 2 * bytes_, g_at + 4 * done) != 2 * bytes_:
+            return False
+        if not diagonal_pair(x, y, f, g, w0, w1, r0, r1, floor0, floor1, out, length):
+            return False
+        if _pwrite(target, out, bytes_, place + 2 * done) != bytes_:
+            return False
+        done += length
+    return True

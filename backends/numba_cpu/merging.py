@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...core.types import FloatArray, IntArray, NumpyArray
-from ._kept_code import kept_code
+from ._kept_code import Files, kept_code
 
 # Two or three terms in float32 decide a bfloat16's rounding wrongly less often than 1e-4.
 _FEW_SOURCES = 3
@@ -35,6 +35,29 @@ def merge_linear(
 
     linear(x, w, s, references, out, bad)
     return _stored(out, sources.dtype, bad)
+
+
+def linear_from_files(
+    files: Files, weights: FloatArray, totals: FloatArray, room: NumpyArray, size: int
+) -> bool:
+    """:func:`merge_linear` of two bfloat16 tensors from file to file; false if not everything went.
+
+    Parameters
+    ----------
+    files : three pairs (descriptor, bytes)
+        The two sources in their order and the result, with the place of the first entry in each.
+    weights, totals : float64 arrays (1, 2), (1,)
+    room : uint16 array (3, step)
+        The step in which entries are read.
+    size : int
+        Entries.
+    """
+    code = kept_code()
+    if code is None:
+        return False
+    r = int(np.argmax(np.abs(weights[0].astype(np.float32))))
+    numbers = float(np.float32(weights[0, 1 - r])), float(np.float32(totals[0]))
+    return code.linear_files((files[r], files[1 - r], files[2]), numbers, room, size)
 
 
 def _linear_pairs(
@@ -135,3 +158,28 @@ def _stored(
     with np.errstate(over="ignore"):
         half = out.astype(dtype)
     return half, np.count_nonzero(~np.isfinite(half), axis=1).astype(np.int64)
+
+
+def diagonal_from_files(
+    files: Files,
+    weights: FloatArray,
+    ridges: FloatArray,
+    floors: FloatArray,
+    room: NumpyArray,
+    size: int,
+) -> bool:
+    """:func:`merge_diagonal` of two bfloat16 tensors with float32 precisions, from file to file.
+
+    ``files``: the sources, their precisions, the result; ``room`` (7, step). The rest as in
+    :func:`linear_from_files`; false too where a precision is negative or none is positive.
+    """
+    code = kept_code()
+    if code is None:
+        return False
+    numbers = np.concatenate([weights[0], ridges[0], floors]).astype(np.float32)
+    return code.diagonal_files(files, tuple(float(v) for v in numbers), room, size)
+
+
+# Whoever streams checkpoints asks the kernels for it.
+merge_linear.from_files = linear_from_files  # type: ignore[attr-defined]
+merge_diagonal.from_files = diagonal_from_files  # type: ignore[attr-defined]

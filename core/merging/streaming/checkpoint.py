@@ -128,13 +128,18 @@ class Checkpoint:
         """
         tensor = self.tensors[name]
         view = memoryview(out.reshape(-1).view(np.uint8))
-        place = tensor.offset + start * ITEM_BYTES[tensor.dtype]
-        fd = self._descriptor(tensor.shard)
+        fd, place = self.place(name, start)
         while len(view):
             got = os.preadv(fd, [view[: 1 << 30]], place)
             if not got:
                 raise damaged(str(self.shards[tensor.shard]), "it ended while it was read")
             view, place = view[got:], place + got
+
+    def place(self, name: str, start: int) -> tuple[int, int]:
+        """The descriptor of a tensor's file, and the byte at which an entry lies."""
+        tensor = self.tensors[name]
+        place = tensor.offset + start * ITEM_BYTES[tensor.dtype]
+        return self._descriptor(tensor.shard), place
 
     def close(self) -> None:
         """Close the files."""

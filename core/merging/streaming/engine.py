@@ -66,15 +66,21 @@ class Cut:
         Bytes of buffers a worker.
     entries : int or None
         Entries of a block, whatever the buffers.
+    direct : bool
+        Blocks may go from file to file where their recipe can: no checksum, no budget.
     """
 
     workers: int
     buffer: int = BUFFER
     entries: int | None = None
+    direct: bool = False
 
     def step(self, job: Job) -> int:
         """Entries of a tensor's blocks."""
-        step = self.entries or max(1, self.buffer // job.bytes_per_entry)
+        room = self.buffer
+        if self.direct and getattr(job.recipe, "goes_through", False):
+            room *= 8  # in small pieces, without buffers
+        step = self.entries or max(1, room // job.bytes_per_entry)
         return max(job.unit, step // job.unit * job.unit)
 
 
@@ -148,6 +154,8 @@ class Run:
     safe : Safekeeping
     workers : int
     watch : Watcher or None
+    direct : bool
+        As in :class:`Cut`.
     """
 
     blocks: Sequence[Block]
@@ -157,6 +165,7 @@ class Run:
     safe: Safekeeping
     workers: int
     watch: Watcher | None = None
+    direct: bool = False
     _stop: threading.Event = field(default_factory=threading.Event)
     _done: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -197,16 +206,23 @@ class Run:
     def _one(self, block: Block) -> None:
         recipe, counts = block.job.recipe, Counts()
         assert recipe is not None
-        rows = recipe.run(block.start, block.stop, counts)
         shard, first = self.where[block.job.entry.name]
         offset = first + block.start * ITEM_BYTES[block.job.entry.dtype]
+        if self.direct and getattr(recipe, "goes_through", False):
+            target = self.files[0][shard].fd
+            if recipe.through(block.start, block.stop, target, offset):  # type: ignore[attr-defined]
+                self._finished(block, counts, self._bytes(block))
+                return
+        rows = recipe.run(block.start, block.stop, counts)
         for files, row in zip(self.files, rows, strict=True):
             files[shard].write(row, offset)
         self._announce(block, rows)
-        length = self._bytes(block)
-        self.safe.add(block.number, counts, length * len(rows))
+        self._finished(block, counts, self._bytes(block) * len(rows))
+
+    def _finished(self, block: Block, counts: Counts, written: int) -> None:
+        self.safe.add(block.number, counts, written)
         with self._lock:
-            self._done += length
+            self._done += self._bytes(block)
 
     def _announce(self, block: Block, rows: Sequence[Any] | None) -> None:
         shard, first = self.where[block.job.entry.name]

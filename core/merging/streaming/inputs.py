@@ -104,6 +104,11 @@ class Input:
         store = self.store if isinstance(self.store, Checkpoint) else self.store.base
         store.read(self.alias.get(name, name), start, out)
 
+    def place(self, name: str, start: int) -> tuple[int, int]:
+        """Descriptor and byte of an entry; only where :meth:`stored`."""
+        store = self.store if isinstance(self.store, Checkpoint) else self.store.base
+        return store.place(self.alias.get(name, name), start)
+
     def values(self, name: str, start: int, stop: int) -> FloatArray:
         """Entries as float64."""
         name = self.alias.get(name, name)

@@ -195,6 +195,8 @@ def merge_checkpoints(
                 list(found.jobs.values()), options.threads, options.memory, resident_bytes(),
                 options.block_entries, found.largest_group,
             )  # fmt: skip
+            # Checksums are made of what passes through Python.
+            cut.direct = not options.checksums and options.memory is None
             counts, digests = _write(found, folder, options, cut, watch)
             facts = report_facts(found, counts, time.monotonic() - started, cut)
             _write_small(found, folder, facts)
@@ -302,7 +304,7 @@ def _write(
         safe = Safekeeping(every, journal, fsync=options.fsync)
         run = Run(
             blocks=blocks, files=files, where=where, journal=journal, safe=safe,
-            workers=cut.workers, watch=watch,
+            workers=cut.workers, watch=watch, direct=cut.direct,
         )  # fmt: skip
         run.execute()
         digests = {

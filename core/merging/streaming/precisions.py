@@ -91,6 +91,10 @@ class PrecisionFile:
         key = self.diagonals.get(name)
         return None if key is None else self.store.tensors[key]
 
+    def place(self, name: str, start: int) -> tuple[int, int]:
+        """Descriptor and byte of an entry of a diagonal."""
+        return self.store.place(self.diagonals[name], start)
+
     def read(self, name: str, start: int, out: NumpyArray) -> None:
         """Entries of a diagonal, as they are stored."""
         self.store.read(self.diagonals[name], start, out)

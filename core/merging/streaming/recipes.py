@@ -40,6 +40,8 @@ class _Buffers(threading.local):
 
 
 _BUFFERS = _Buffers()
+THROUGH = 1 << 17
+"""Entries of a piece that goes from file to file: three of them stay in the cache of a core."""
 
 
 @dataclass(slots=True)
@@ -185,6 +187,10 @@ class Kernels:
     device: Device = None
     _direct: dict[Kernel, Callable[..., Any]] = field(default_factory=dict, compare=False)
 
+    def from_files(self, kernel: Kernel) -> Callable[..., bool] | None:
+        """The kernel from file to file, if the backend has one."""
+        return getattr(self.backend.raw(kernel), "from_files", None)
+
     @property
     def _info(self) -> BackendInfo:
         return self.backend.info
@@ -246,6 +252,26 @@ class Linear:
         out = _BUFFERS.take("out", len(self.weights), stop - start, x.dtype)
         merged, bad = self.kernels.call(Kernel.MERGE_LINEAR, x, self.weights, self.totals, out=out)
         return _finished(self.site, merged, code, int(bad.sum()), start, stop, counts)
+
+    @property
+    def goes_through(self) -> bool:
+        """Whether :meth:`through` may do."""
+        pair = len(self.site.sources) == 2 and len(self.weights) == 1
+        found = self.kernels.from_files(Kernel.MERGE_LINEAR)
+        return self._code == "BF16" and pair and found is not None
+
+    def through(self, start: int, stop: int, descriptor: int, offset: int) -> bool:
+        """A block from file to file, small pieces at a time; false where :meth:`run` must look.
+
+        Python between the pieces would throw them, and itself, out of the processor's cache.
+        """
+        run = self.kernels.from_files(Kernel.MERGE_LINEAR)
+        if run is None:
+            return False
+        places = [s.place(self.site.name, start) for s in self.site.sources]
+        room = _BUFFERS.take("through", 3, THROUGH, np.dtype(np.uint16))
+        files = (*places, (descriptor, offset))
+        return bool(run(files, self.weights, self.totals, room, stop - start))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,6 +354,25 @@ class Diagonal:
         if int(empty.sum()):
             merged = self._filled(merged, x, f, code, common, counts)
         return _finished(self.site, merged, code, int(bad.sum()), start, stop, counts)
+
+    @property
+    def goes_through(self) -> bool:
+        """Whether :meth:`through` may do."""
+        pair = len(self.site.sources) == 2 and len(self.weights) == 1
+        whole = all(p is not None and p.tensor(self.site.name) for p in self.precisions)
+        found = self.kernels.from_files(Kernel.MERGE_DIAGONAL)
+        return pair and whole and self._codes == ("BF16", "F32") and found is not None
+
+    def through(self, start: int, stop: int, descriptor: int, offset: int) -> bool:
+        """As :meth:`Linear.through`."""
+        run = self.kernels.from_files(Kernel.MERGE_DIAGONAL)
+        if run is None:
+            return False
+        places = [s.place(self.site.name, start) for s in self.site.sources]
+        places += [p.place(self.site.name, start) for p in self.precisions if p is not None]
+        room = _BUFFERS.take("through", 7, THROUGH // 2, np.dtype(np.uint16))
+        numbers = (self.weights, self.ridges, self.floors)
+        return bool(run((*places, (descriptor, offset)), *numbers, room, stop - start))
 
     def _filled(
         self, merged: NumpyArray, x: NumpyArray, f: NumpyArray, code: str | None, common: str,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fishertope.core.backend import available_backends
+from fishertope.core.errors import InvalidInputError
 from fishertope.core.merging import merge
 from fishertope.core.storage.numbers import decode, encode, stored_dtype
 
@@ -269,3 +270,30 @@ def test_out_dtype_and_mixed_dtypes(files):
     assert os.path.getsize(files.folder / f"out-{files.count}" / "model.safetensors") > 8 * sum(
         v.size for v in x.values()
     )
+
+
+@pytest.mark.parametrize("method", ["linear", "fisher"])
+def test_a_pair_from_file_to_file_has_the_same_bits(files, digest, method, monkeypatch):
+    from fishertope.core.merging.streaming import recipes
+
+    paths, fishers = written(files, "BF16", n=2)
+    plan = plan_for(method, paths, fishers)
+    kind = recipes.Linear if method == "linear" else recipes.Diagonal
+    went, through = [], kind.through
+    monkeypatch.setattr(
+        kind, "through", lambda self, *a: went.append(through(self, *a)) or went[-1]
+    )
+    monkeypatch.setattr(recipes, "THROUGH", 64)
+    expected = digest(files.merge(plan, checksums=True))
+    assert not went  # checksums are made of what Python sees
+    assert digest(files.merge(plan, checksums=False, fsync=False)) == expected
+    assert digest(files.merge(plan, checksums=False, block_entries=50, workers=3)) == expected
+    if any(went):  # where llvmlite has what is needed
+        assert all(went)
+    # An entry that is not finite is found by the careful way, and named.
+    bad = files.model(1)
+    bad["model.layers.1.attn.weight"][3, 1] = np.inf
+    broken = files.write("broken.safetensors", bad, code="BF16")
+    plan["sources"][0]["model"] = str(broken)
+    with pytest.raises(InvalidInputError, match=r"layers\.1\.attn\.weight.*source 0.*25 of 64"):
+        files.merge(plan, checksums=False, fsync=False)
