@@ -35,8 +35,8 @@ class BackendInfo:
         What the backend offers; any subset is fine.
     half_bits : bool
         Whether the raw merging kernels also take sources as checkpoints store them: float16, and
-        bfloat16 as its bits in uint16; and ``out=``, an array for the merged entries. Such a kernel may have an attribute
-        ``from_files``: the same from file to file.
+        bfloat16 as its bits in uint16; and ``out=``, an array for the merged entries. Such a
+        kernel may have an attribute ``from_files``: the same from file to file.
     fallback : str or None
         Backend that stands in for the kernels not offered (arrays are converted there and back).
     extra : str or None
