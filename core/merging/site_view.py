@@ -41,14 +41,15 @@ class SiteView:
 
     def differences(self) -> Chunks:
         """Chunks (n, c) of x_i − x_0."""
-        return lambda: (x - _some(base)[None, :] for x, base in self.read())
+        return lambda: (x - needed(base)[None, :] for x, base in self.read())
 
     def magnitudes(self, i: int) -> Chunks:
         """Chunks (c,) of abs(x_i − x_0)."""
-        return lambda: (np.abs(x[i] - _some(base)) for x, base in self.read())
+        return lambda: (np.abs(x[i] - needed(base)) for x, base in self.read())
 
 
-def _some(base: FloatArray | None) -> FloatArray:
+def needed(base: FloatArray | None) -> FloatArray:
+    """The base, or an error that says that there is none."""
     if base is None:
         raise InvalidInputError("These statistics need a base model.")
     return base

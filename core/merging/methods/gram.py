@@ -184,7 +184,7 @@ class WUDI:
         problem = request.problem(precisions=trees, weights=weights)
         if self.iterations is None:
             return with_method(solve(problem, request.solver), self)
-        return self._iterated(request, problem, names)
+        return self._iterated(request, problem, names, self.iterations)
 
     def _matrices(self, request: Request) -> list[str]:
         from fnmatch import fnmatchcase
@@ -199,25 +199,26 @@ class WUDI:
             and any(fnmatchcase(name, p) for p in self.params)
         ]
 
-    def _iterated(self, request: Request, problem: Any, names: Sequence[str]) -> MergeSolution:
+    def _iterated(
+        self, request: Request, problem: Any, names: Sequence[str], iterations: int
+    ) -> MergeSolution:
         from ..sources import write
 
-        assert self.iterations is not None
         found = solve(problem, "pcg" if not names else request.solver)
         params = dict(found.params)
         reports = {s.name: s for s in found.sites}
         objective = 0.0
         for group in problem.groups:
             system = problem.system(group)
-            theta = adam(system, self.iterations, self.learning_rate)
+            theta = adam(system, iterations, self.learning_rate)
             params[group.name] = write(group.name, theta, request.sources[0].arrays[group.name])
             right = system.right_side()
             xp = array_namespace(right)
             rest = system.apply(theta - system.center) - right
             size = float(xp.sum(right * right)) ** 0.5 or 1.0
             reports[group.name] = replace(
-                reports[group.name], solver="adam", converged=False, steps=self.iterations,
-                why=f"{self.iterations} steps from the sum, as published",
+                reports[group.name], solver="adam", converged=False, steps=iterations,
+                why=f"{iterations} steps from the sum, as published",
                 residual=float(xp.sum(rest * rest)) ** 0.5 / size,
             )  # fmt: skip
             objective += system.objective(theta)

@@ -213,8 +213,7 @@ def _mask(mask: Input | None, name: str, shape: tuple[int, ...], i: int) -> Mask
 
 def _precision_job(found: Prepared, decision: Decision) -> Job:
     name = decision.name
-    files = found.precisions
-    assert files is not None
+    files = found.files_of_precisions
     weights = found.weights(name)
     if (weights < 0).any() or not (weights.sum(axis=1) > 0).all():
         raise InvalidInputError(
@@ -237,8 +236,7 @@ def _precision_job(found: Prepared, decision: Decision) -> Job:
 
 
 def _diagonal_job(found: Prepared, decision: Decision, weights: FloatArray, anchor: float) -> Job:
-    name, files = decision.name, found.precisions
-    assert files is not None
+    name, files = decision.name, found.files_of_precisions
     site = site_of(found, name, based=anchor > 0)
     floor = float(found.setting("floor", name))
     if floor < 0:
@@ -278,8 +276,7 @@ def _group_job(found: Prepared, decision: Decision, weights: FloatArray, anchor:
     from ..anchors import Damping
     from .structured import Group, Solved
 
-    name, files = decision.name, found.precisions
-    assert files is not None
+    name, files = decision.name, found.files_of_precisions
     site = site_of(found, name, based=False)
     keys = [_key_of(p, name) for p in files]
     if len(set(keys)) > 1:

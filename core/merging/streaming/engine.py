@@ -205,7 +205,6 @@ class Run:
 
     def _one(self, block: Block) -> None:
         recipe, counts = block.job.recipe, Counts()
-        assert recipe is not None
         shard, first = self.where[block.job.entry.name]
         offset = first + block.start * ITEM_BYTES[block.job.entry.dtype]
         if self.direct and getattr(recipe, "goes_through", False):
@@ -252,9 +251,6 @@ class StoppedByCallback(FishertopeError):
 def build_all(jobs: Sequence[Job], workers: int, watch: Watcher | None) -> None:
     """Build every recipe, several tensors at a time where whole tensors are read."""
     slow = [j for j in jobs if j.measured]
-    for job in jobs:
-        if not job.measured:
-            job.recipe = job.build()
     if not slow:
         return
     stop, lock, todo = threading.Event(), threading.Lock(), iter(slow)
@@ -266,7 +262,7 @@ def build_all(jobs: Sequence[Job], workers: int, watch: Watcher | None) -> None:
                 job = next(todo, None)
             if job is None:
                 return
-            job.recipe = job.build()
+            _ = job.recipe
             with lock:
                 done[0] += 1
 

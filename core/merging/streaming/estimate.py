@@ -54,7 +54,6 @@ def estimate_merge(
 
 def _facts(found: Prepared, out: Path, options: MergeOptions) -> dict[str, Any]:
     layout, jobs = found.layout, list(found.jobs.values())
-    assert layout is not None
     warm_up(found)
     resident = resident_bytes()
     groups = found.largest_group

@@ -217,7 +217,6 @@ def _settings(found: Prepared, options: MergeOptions) -> dict[str, Any]:
 
 
 def _check_room(found: Prepared, folder: OutputFolder) -> None:
-    assert found.layout is not None
     need = found.layout.bytes * found.results
     written = sum(
         p.stat().st_blocks * 512 for p in folder.working.rglob("*.safetensors") if p.is_file()
@@ -277,7 +276,6 @@ def _write(
     found: Prepared, folder: OutputFolder, options: MergeOptions, cut: Cut, watch: Watcher | None
 ) -> tuple[Counts, dict[str, Any]]:
     layout = found.layout
-    assert layout is not None
     blocks = blocks_of(list(found.jobs.values()), cut)
     facts = {
         "step": {n: cut.step(j) for n, j in found.jobs.items()}, "results": found.results,
@@ -332,7 +330,6 @@ def _write_small(found: Prepared, folder: OutputFolder, facts: Mapping[str, Any]
     from ..plans.files import plan_text
 
     layout = found.layout
-    assert layout is not None
     tokenizer = None if found.plan.tokenizer is None else Path(found.plan.tokenizer)
     carried = carried_files(found.target, tokenizer)
     codes = {j.entry.dtype for j in found.jobs.values()} & set(FLOATS)

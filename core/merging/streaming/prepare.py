@@ -38,8 +38,6 @@ class Job:
     ----------
     entry : Entry
     decision : Decision
-    recipe : Recipe or None
-        ``None`` until it is built.
     build : callable
         Makes the recipe, reading the tensor where statistics are needed.
     measured : bool
@@ -58,7 +56,14 @@ class Job:
     bytes_per_entry: int
     read_bytes: int
     unit: int = 1
-    recipe: Recipe | None = None
+    _made: Recipe | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the tensor is made; built when it is first asked for."""
+        if self._made is None:
+            self._made = self.build()
+        return self._made
 
 
 @dataclass(kw_only=True)
@@ -73,7 +78,6 @@ class Prepared:
     precisions : tuple of PrecisionFile or None
     target : Checkpoint
         Whose files, configuration and names the result has.
-    layout : Layout
     jobs : mapping of str to Job
     decisions : mapping of str to Decision
     notes : list of str
@@ -91,10 +95,30 @@ class Prepared:
     policy: SitePolicy
     decisions: Mapping[str, Decision] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
-    layout: Layout | None = None
+    laid_out: Layout | None = None
     notes: list[str] = field(default_factory=list)
     scales: FloatArray | None = None
     groups: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> Layout:
+        """Files of the result and the places in them."""
+        if self.laid_out is None:
+            raise RuntimeError("The result is laid out by prepare(); this plan was not.")
+        return self.laid_out
+
+    @property
+    def files_of_precisions(self) -> tuple[PrecisionFile, ...]:
+        """The precisions of a method that weighs by them.
+
+        Raises
+        ------
+        InvalidInputError
+            If the method has none.
+        """
+        if self.precisions is None:
+            raise InvalidInputError(f"{self.plan.method} takes no precisions.")
+        return self.precisions
 
     @property
     def results(self) -> int:
@@ -182,7 +206,7 @@ def prepare(plan: MergePlan, kernels: Kernels, *, shard_bytes: int | None = None
         found = _decided(plan, kernels, sources, base, precisions, masks)
         _add_jobs(found)
         entries = [job.entry for job in found.jobs.values()]
-        found.layout = lay_out(found.target, entries, shard_bytes)
+        found.laid_out = lay_out(found.target, entries, shard_bytes)
         return found
     except BaseException:
         for source_ in opened:

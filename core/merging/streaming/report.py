@@ -18,7 +18,6 @@ _MOST = 20
 def report_facts(found: Prepared, counts: Counts, seconds: float, cut: Cut) -> dict[str, Any]:
     """Numbers of a finished merge."""
     layout = found.layout
-    assert layout is not None
     jobs = found.jobs.values()
     kinds: dict[str, int] = {}
     for decision in found.decisions.values():

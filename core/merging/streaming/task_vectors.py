@@ -19,7 +19,7 @@ from ...errors import InvalidInputError
 from ...types import Array, FloatArray
 from ..draws import SiteDraws
 from ..elementwise import consensus, rank_probabilities
-from ..site_view import SiteView
+from ..site_view import SiteView, needed
 from ..statistics import CHUNK, kth_largest, trim_threshold
 
 Mask = Callable[[int, int], FloatArray]
@@ -167,8 +167,7 @@ def _pieces(view: SiteView, row: int) -> Any:
     start = waiting = 0
     step = max(row, CHUNK // row * row)
     for x, base in view.read():
-        assert base is not None
-        held.append((x, base))
+        held.append((x, needed(base)))
         waiting += x.shape[1]
         while waiting >= step or (waiting and start + waiting == view.size):
             both = np.concatenate([np.concatenate([x, b[None]]) for x, b in held], axis=1)

@@ -25,12 +25,11 @@ _HASHED = 1 << 19
 class StreamView(SiteView):
     """A site's view whose magnitudes read one source and the base only."""
 
-    site: Site | None = None
+    site: Site
 
     def magnitudes(self, i: int) -> Chunks:
         """Chunks (c,) of abs(x_i − x_0); the base is the site's first source."""
         site = self.site
-        assert site is not None
         base, source = site.sources[0], site.sources[i + 1]
 
         def chunks() -> Iterator[FloatArray]:

@@ -86,7 +86,7 @@ class OutputFile:
                     if data is not None and self.hashed == offset:
                         self.digest.update(_bytes(data))
                     else:
-                        self._hash_back(length)
+                        self._hash_back(self.digest, length)
                     self.hashed += length
             finally:
                 self._lock.release()
@@ -109,14 +109,13 @@ class OutputFile:
         with suppress(OSError):
             os.close(self.fd)
 
-    def _hash_back(self, length: int) -> None:
-        assert self.digest is not None
+    def _hash_back(self, digest: Any, length: int) -> None:
         at, end = self.hashed, self.hashed + length
         while at < end:
             part = os.pread(self.fd, min(_CHUNK, end - at), at)
             if not part:
                 raise OSError(f"{self.path} ended while it was read back")
-            self.digest.update(part)
+            digest.update(part)
             at += len(part)
 
 
