@@ -175,7 +175,7 @@ def _compiled(llvm: Any) -> bytes:
     }  # fmt: skip
     whole = llvm.parse_assembly("")
     for name, (loop, arguments) in wanted.items():
-        made = cfunc(types.boolean(*arguments), nopython=True, error_model="numpy")(loop.py_func)
+        made = cfunc(types.boolean(*arguments), error_model="numpy")(loop.py_func)
         module = llvm.parse_assembly(made.inspect_llvm())
         # cfunc adds a wrapper that reports Python's errors; the loop itself can raise none.
         inner = made.native_name.removeprefix("cfunc.")

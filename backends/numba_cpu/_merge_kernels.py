@@ -376,8 +376,10 @@ def linear_files(base, at, other, to, weight, total, target, place, x, y, out, s
 
 
 @njit(**_OPTIONS)
-def diagonal_files(base, at, other, to, first, f_at, second, g_at, w0, w1, r0, r1, floor0, floor1,
-                   target, place, x, y, out, f_room, g_room, f, g, step, size):  # type: ignore[no-untyped-def]  # fmt: skip
+def diagonal_files(  # type: ignore[no-untyped-def]
+    base, at, other, to, first, f_at, second, g_at, w0, w1, r0, r1, floor0, floor1,
+    target, place, x, y, out, f_room, g_room, f, g, step, size,
+):  # fmt: skip
     """:func:`diagonal_pair` as :func:`linear_files`, with two files of precisions in float32.
 
     ``f`` and ``f_room`` are one address, as numbers and as what is read into; so are the others.

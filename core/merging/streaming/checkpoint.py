@@ -127,7 +127,7 @@ class Checkpoint:
             The file ends too early: it was changed after it was opened.
         """
         tensor = self.tensors[name]
-        view = memoryview(out.reshape(-1).view(np.uint8))
+        view = out.reshape(-1).view(np.uint8).data
         fd, place = self.place(name, start)
         while len(view):
             got = os.preadv(fd, [view[: 1 << 30]], place)
