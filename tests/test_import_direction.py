@@ -17,7 +17,7 @@ ROOMS = (
     ("merging", "factorization"),
     ("fisher", "zonotope", "model"),
     ("storage", "backend", "status"),
-    ("errors", "types", "display"),
+    ("errors", "lazy", "types", "display"),
 )
 HOMES = {
     "src/fishertope": "fishertope",
