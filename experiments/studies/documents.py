@@ -6,6 +6,7 @@ compares them with what the rows give.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from .registry import find_study, study_ids
 from .report import command, minutes
 from .rows import read_rows
 from .run import ROWS, StudyRun, results_folder, summarised
-from .study import Study
+from .study import Figure, Study
 
 CLAIMS_FOLDER = Path("docs/claims")
 
@@ -36,14 +37,21 @@ def stored(claims: Path, study: Study) -> StudyRun:
 def keep_rows(study: Study, claims: Path, folder: Path | None = None) -> StudyRun:
     """Take a finished full run's rows into the repository.
 
+    Those of an interrupted run are taken where the study's summary copes with missing units; rows
+    that are kept already stay.
+
     Raises
     ------
     InvalidInputError
         If the run is not complete, or ``claims`` is no folder of a checkout.
     """
     source = results_folder(study, False) if folder is None else folder
-    run = summarised(study, False, read_rows(source / ROWS), source)
-    if not run.complete:
+    found = read_rows(source / ROWS)
+    if study.partial:
+        partial = source.with_name(f".{source.name}.partial")
+        found = read_rows(rows_file(claims, study)) | found | read_rows(partial / ROWS)
+    run = summarised(study, False, found, source)
+    if not run.complete and not (study.partial and run.done):
         raise InvalidInputError(
             f"{source} has {run.done} of {run.total} rows of {study.id} version {study.version}. "
             f"Finish it with: {command(study)}"
@@ -61,7 +69,27 @@ def write_pages(claims: Path, papers: Iterable[str] | None = None) -> list[Path]
     for paper in known if papers is None else papers:
         pages.append(_checked(claims) / f"{paper}.md")
         write_text(pages[-1], claims_page(paper, claims))
+        for study in map(find_study, study_ids()):
+            if study.paper == paper and study.pictured:
+                _write_pictures(claims, stored(claims, study))
     return sorted(pages)
+
+
+def _pictures(run: StudyRun) -> dict[str, Figure]:
+    """Figures of a pictured study by the name of their file."""
+    if not run.study.pictured or run.summary is None:
+        return {}
+    return {f"{run.study.id}-{n}.svg": f for n, f in enumerate(run.study.figures(run.rows), 1)}
+
+
+def _write_pictures(claims: Path, run: StudyRun) -> None:
+    """SVG files whose colours fall back to those of a white page."""
+    for name, figure in _pictures(run).items():
+        found = re.search(r"<svg.*</svg>", str(figure.picture), re.DOTALL)
+        if found is None:
+            raise InvalidInputError(f"The figure {name} of {run.study.id} is no drawing.")
+        (claims / "figures").mkdir(exist_ok=True)
+        write_text(claims / "figures" / name, found[0] + "\n")
 
 
 NOT_RECORDED = "Not recorded."
@@ -87,7 +115,7 @@ def claims_page(paper: str, claims: Path) -> str:
     for number, claim in enumerate(facts.claims, 1):
         own = [s for s in studies if number in s.claims]
         named = "<br>".join(f"[{s.id}](#{s.id})" for s in own) or "none yet"
-        verdicts = "<br>".join(_verdict(runs[s.id]) for s in own) or "–"
+        verdicts = "<br>".join(_verdict(runs[s.id], number) for s in own) or "–"
         lines.append(f"| {number}. {claim} | {named} | {verdicts} |")
     if facts.out_of_reach:
         lines += ["", "## What cannot be tested here", ""]
@@ -97,10 +125,12 @@ def claims_page(paper: str, claims: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _verdict(run: StudyRun) -> str:
+def _verdict(run: StudyRun, claim: int | None = None) -> str:
+    units = f"{run.done} of {run.total} units"
     if run.summary is not None:
-        return str(run.summary.outcome)
-    return f"not run yet ({run.done} of {run.total} units)" if run.done else "not run yet"
+        outcome = run.summary.outcome if claim is None else run.summary.outcome_of(claim)
+        return str(outcome) if run.complete else f"{outcome} so far ({units})"
+    return f"not run yet ({units})" if run.done else "not run yet"
 
 
 def _section(study: Study, run: StudyRun) -> list[str]:
@@ -120,12 +150,17 @@ def _section(study: Study, run: StudyRun) -> list[str]:
         return [*lines, "", f"**Verdict: {_verdict(run)}.**"]
     seeds = len({r.settings.get("seed") for r in run.rows})
     lines[-1] += (
-        f": {run.total} units, {seeds} seeds, {minutes(run.rows.seconds)} of wall time in all."
+        f": {run.done} units, {seeds} seeds, {minutes(run.rows.seconds)} of wall time in all."
     )
-    lines += ["", f"**Verdict: {summary.outcome}.** {summary.reason}"]
+    if not run.complete:
+        lines += ["", f"**Not complete: {run.total - run.done} of {run.total} units are missing.** "
+                  "What follows is of the others; the same command goes on."]  # fmt: skip
+    lines += ["", f"**Verdict: {_verdict(run)}.** {summary.reason}"]
     tables = [summary.finding_table()] if summary.findings else []
     for table in [*tables, *summary.tables]:
         lines += ["", *markdown(table)]
+    for name, figure in _pictures(run).items():
+        lines += ["", f"![{figure.caption}](figures/{name})", "", figure.caption]
     lines += [""] * bool(summary.notes) + [f"- {n}" for n in summary.notes]
     return lines
 

@@ -42,7 +42,7 @@ class StudyRun:
     done, total : int
         Units with a row, of all.
     summary : Summary or None
-        ``None`` while units are missing.
+        ``None`` while units are missing, unless the study copes with that.
     rows : Rows
     folder : Path
         Where the results are, or will be.
@@ -171,7 +171,7 @@ def run_study(
             quick=quick,
             done=len(rows),
             total=len(units),
-            summary=study.summarise(rows) if len(rows) == len(units) else None,
+            summary=_summary(study, rows, len(units)),
             rows=rows,
             folder=folder.path,
         )
@@ -202,16 +202,21 @@ def summarised(study: Study, quick: bool, rows: Mapping[str, Row], folder: Path)
     units = study.checked_units(quick)
     keys = [key_of(study.id, study.version, s) for s in units]
     own = Rows(rows[key] for key in keys if key in rows)
-    complete = len(own) == len(units)
     return StudyRun(
         study=study,
         quick=quick,
         done=len(own),
         total=len(units),
-        summary=study.summarise(own) if complete else None,
+        summary=_summary(study, own, len(units)),
         rows=own,
         folder=folder,
     )
+
+
+def _summary(study: Study, rows: Rows, total: int) -> Summary | None:
+    """Of a complete study, or of what there is of one that copes with that."""
+    complete = len(rows) == total
+    return study.summarise(rows) if complete or (study.partial and len(rows)) else None
 
 
 def _finish(writing: OutputFolder, run: StudyRun) -> None:

@@ -54,6 +54,9 @@ class Finding:
     outcome : Outcome
     format : str
         Format specification of the numbers.
+    claim : int, optional
+        Number of the paper's claim that it is about, where a study tests several: each then has
+        the verdict of its own findings.
     """
 
     what: str
@@ -61,6 +64,7 @@ class Finding:
     target: str
     outcome: Outcome
     format: str = ".3f"
+    claim: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,9 +108,7 @@ class Summary:
         notes: Sequence[str] = (),
     ) -> Summary:
         """The verdict of several findings: all must hold; one that fails decides."""
-        outcomes = {f.outcome for f in findings}
-        order = (Outcome.FAILS, Outcome.UNDECIDED, Outcome.HOLDS)
-        outcome = next(o for o in order if o in outcomes)
+        outcome = joint_outcome(findings)
         said = reason or " ".join(
             f"{f.what}: {f.measured.text(f.format)}, target {f.target}." for f in findings
         )
@@ -117,6 +119,11 @@ class Summary:
                 if f.outcome is not Outcome.HOLDS
             )
         return cls(outcome=outcome, reason=said, findings=findings, tables=tables, notes=notes)
+
+    def outcome_of(self, claim: int) -> Outcome:
+        """The verdict on one claim: of its own findings if it has any, else of all."""
+        own = [f for f in self.findings if f.claim == claim]
+        return joint_outcome(own) if own else self.outcome
 
     def finding_table(self) -> Table:
         """The findings, one a row."""
@@ -132,6 +139,13 @@ class Summary:
                 [f.what, f.measured.text(f.format), f.target, str(f.outcome)] for f in self.findings
             ],
         )
+
+
+def joint_outcome(findings: Sequence[Finding]) -> Outcome:
+    """One that fails decides, then one that is undecided."""
+    outcomes = {f.outcome for f in findings}
+    order = (Outcome.FAILS, Outcome.UNDECIDED, Outcome.HOLDS)
+    return next(o for o in order if o in outcomes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +187,11 @@ class Study:
         ``least_seeds`` seeds for each of its conditions.
     least_seeds : int
         Five, unless a unit is so dear that the study says it makes do with three or four.
+    partial : bool
+        Whether ``summarise`` copes with missing units. The pages then show what there is, and
+        what is missing.
+    pictured : bool
+        Whether the pages of the documents show the figures.
 
     Raises
     ------
@@ -197,6 +216,8 @@ class Study:
     full_minutes: float = 5.0
     seeded: bool = True
     least_seeds: int = LEAST_SEEDS
+    partial: bool = False
+    pictured: bool = False
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", self.id) or self.paper not in PAPERS:
@@ -266,6 +287,7 @@ def decide(
     at_least: float | None = None,
     at_most: float | None = None,
     format: str = ".3f",
+    claim: int | None = None,
 ) -> Finding:
     """A finding that holds if the whole interval is on the target's side, fails if none of it is.
 
@@ -286,4 +308,6 @@ def decide(
         assert at_most is not None
         holds, fails, target = high <= at_most, low > at_most, f"at most {at_most:.4g}"
     outcome = Outcome.HOLDS if holds else Outcome.FAILS if fails else Outcome.UNDECIDED
-    return Finding(what=what, measured=measured, target=target, outcome=outcome, format=format)
+    return Finding(
+        what=what, measured=measured, target=target, outcome=outcome, format=format, claim=claim
+    )

@@ -22,7 +22,10 @@ group = typer.Typer(
 ClaimsOption = Annotated[
     Path, typer.Option("--claims", help="The folder of the stored rows in a checkout.")
 ]
-NamesArgument = Annotated[list[str], typer.Argument(metavar="ID...", help="Studies, or 'all'.")]
+NamesArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="ID...", help="Studies, a paper (all of its studies), or 'all'."),
+]
 
 
 @group.command("list")
@@ -114,7 +117,8 @@ def run(
 @group.command("report")
 def report(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID...]", help="Studies, or 'all'.")
+        list[str] | None,
+        typer.Argument(metavar="[ID...]", help="Studies, a paper, or 'all'."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Of the quick run.")] = False,
     docs: Annotated[
@@ -147,9 +151,16 @@ _LATER = "Finished units are kept; the same command goes on from there."
 
 
 def _studies(names: list[str]) -> list[Any]:
+    """The named studies; a paper's name stands for all of its own."""
     from ..experiments.studies import find_study, study_ids
+    from ..experiments.studies.claims import PAPERS
 
-    return [find_study(n) for n in (study_ids() if names == ["all"] else names)]
+    known = study_ids()
+    found = known if names == ["all"] else []
+    for name in names if names != ["all"] else []:
+        own = [n for n in known if n.startswith(f"{name}-")] if name in PAPERS else [name]
+        found = [*found, *(own or [name])]
+    return [find_study(n) for n in dict.fromkeys(found)]
 
 
 def _tell(advance: Callback, done: int, total: int) -> None:

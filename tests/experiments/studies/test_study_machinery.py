@@ -432,3 +432,39 @@ def test_a_page_says_what_of_the_paper_no_study_can_test(tmp_path):
     for word in ("Absolute scores", "WMT", "GLUE", "11 billion"):
         assert word in part
     assert "cannot be tested here" not in claims_page("npeff", tmp_path)
+
+
+def test_a_partial_study_has_pages_that_say_what_is_missing(tmp_path):
+    claims = tmp_path / "claims"
+    claims.mkdir()
+
+    def slow(settings):
+        time.sleep(0.05)
+        return unit(settings)
+
+    def gently(rows):
+        value = t_interval(rows.values("x"))
+        return Summary.of([decide("mean", value, at_least=-9.0)], reason=f"Of {len(rows)}.")
+
+    gentle = example(unit=slow, partial=True, summarise=gently)
+    part = run_study(gentle, out=tmp_path / "out", budget_minutes=0.2 / 60)
+    assert 0 < part.done < 10
+    assert part.summary.reason == f"Of {part.done}."
+    with pytest.raises(InvalidInputError, match="of 10 rows"):
+        keep_rows(replace(gentle, partial=False), claims, tmp_path / "out")
+    kept = keep_rows(gentle, claims, tmp_path / "out")
+    assert kept.done == part.done
+    assert kept.summary.reason == f"Of {part.done}."
+    more = run_study(gentle, out=tmp_path / "out")
+    assert more.complete
+    assert keep_rows(gentle, claims, tmp_path / "out").complete
+
+
+def test_a_finding_of_one_claim_decides_about_that_claim_alone():
+    good = decide("a", Interval(1.0, 0.9, 1.1, 5), at_least=0.0, claim=1)
+    bad = decide("b", Interval(1.0, 0.9, 1.1, 5), at_most=0.0, claim=2)
+    summary = Summary.of([good, bad])
+    assert summary.outcome is Outcome.FAILS
+    assert summary.outcome_of(1) is Outcome.HOLDS
+    assert summary.outcome_of(2) is Outcome.FAILS
+    assert summary.outcome_of(3) is Outcome.FAILS
