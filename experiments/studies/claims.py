@@ -82,10 +82,10 @@ PAPERS = {
             "Improvements may depend on implementation details; recommendations for evaluating.",
         ),
         out_of_reach=(
-            "Absolute scores, and SuperGLUE, XSum, WebQuestions and WMT: neither those texts nor the "
-            "computers. Models have 0.30 M parameters where the paper's have 223 M.",
-            "Final losses at the paper's length: 300 steps are an early phase, 600 its double, where "
-            "the paper's end is eight times the early phase.",
+            "Absolute scores, and SuperGLUE, XSum, WebQuestions and WMT: neither those texts nor "
+            "the computers. Models have 0.30 M parameters where the paper's have 223 M.",
+            "Final losses at the paper's length: 300 steps are an early phase, 600 its double, "
+            "where the paper's end is eight times the early phase.",
             "Depth against width: two blocks a stack leave four, three and one to compare.",
             "Speed on the paper's accelerators: times are a processor's, whose operators differ.",
         ),
