@@ -30,7 +30,8 @@ def units(quick: bool) -> list[dict[str, Any]]:
 
 def unit(settings: Settings) -> Mapping[str, Any]:
     """Two copies tuned on two domains, merged; −log p of the right label, mean of both domains."""
-    from ... import estimate_precision, merge
+    from ...core.fisher import estimate_precision
+    from ...core.merging import merge
     from ..seq2seq import Seq2Seq
     from ..text2text.suite import sentiment
     from .harness import pretrain

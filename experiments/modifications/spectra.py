@@ -38,7 +38,8 @@ def units(quick: bool) -> list[dict[str, Any]]:
 
 def unit(settings: Settings) -> Mapping[str, Any]:
     """Pre-train, tune on films, and decompose the Fishers of held-out reviews."""
-    from ... import LowRankNPEFF, factorize, per_example_fishers
+    from ...core.factorization import LowRankNPEFF, factorize
+    from ...core.fisher import per_example_fishers
     from ..bridges import ask
     from ..text2text import TextModel
     from ..text2text.suite import OPINIONS, sentiment
