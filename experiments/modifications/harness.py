@@ -27,7 +27,7 @@ class Pretrained:
     model : Seq2Seq
     row : dict
         ``status``, ``step``; ``early`` and ``final`` held-out loss a token (``None`` where the
-        run did not come so far); ``parameters``, ``flops`` a step, ``seconds_per_step`` of one
+        run did not come so far); ``parameters`` and their ``closed_form``, ``flops`` a step, ``seconds_per_step`` of one
         thread.
     """
 
@@ -47,6 +47,7 @@ def pretrain(
     import torch
 
     from ..seq2seq import Seq2Seq
+    from ..seq2seq.parameters import count_parameters
     from ..text2text.steps import mean_loss
     from ..text2text.training import train
 
@@ -74,6 +75,7 @@ def pretrain(
         "final": losses.get(steps) if finished else None,
         "curve": [[int(e["step"]), round(float(e["loss"]), 4)] for e in run.log],
         "parameters": sum(p.numel() for p in model.parameters()),
+        "closed_form": count_parameters(config),
         "flops": training_flops(model, batches[0]),
         "seconds_per_step": watch.seconds_per_step,
     }

@@ -94,6 +94,7 @@ def variants_table(found: Results) -> Table:
         columns=[
             Column(name="variant", left=True), Column(name="group", left=True),
             Column(name="parameters", format=",", help="counted"),
+            Column(name="closed form", format=",", help="of parameters"),
             Column(name="MFLOP a step", format=",.0f",
                    help="matrix products, convolutions and attention, forward and backward"),
             Column(name="time", format=".2f", help="of a step, over vanilla's; one busy core"),
@@ -115,7 +116,7 @@ def _variant_row(r: Result, base: Result | None) -> list[Cell]:
         loss += f", {r.diverged} diverged"
     compared = r.against is not None
     return [
-        r.variant.title, r.variant.group, r.parameters, r.flops / 1e6,
+        r.variant.title, r.variant.group, r.parameters, r.closed_form, r.flops / 1e6,
         r.seconds / base.seconds if base is not None else None, loss,
         r.against.interval.text("+.3f") if r.against is not None else None,
         r.corrected_p if compared else None,

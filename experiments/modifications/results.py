@@ -27,6 +27,9 @@ class Result:
         Early loss by seed, of the runs that finished.
     diverged : int
     parameters : int
+        Counted.
+    closed_form : int or None
+        ``None`` in rows from before it was recorded.
     flops : int
         Of a training step.
     seconds : float
@@ -44,6 +47,7 @@ class Result:
     losses: dict[int, float]
     diverged: int
     parameters: int
+    closed_form: int | None
     flops: int
     seconds: float
     against: Comparison | None = None
@@ -152,6 +156,7 @@ def _plain(variant: Variant, rows: Rows, loss: str) -> Result:
         losses={int(r["seed"]): float(r[loss]) for r in finished},
         diverged=sum(r["status"] == "diverged" for r in rows),
         parameters=int(last["parameters"]),
+        closed_form=next((r["closed_form"] for r in rows if "closed_form" in r.result), None),
         flops=int(last["flops"]),
         seconds=float(np.median([r["seconds_per_step"] for r in rows])),
     )

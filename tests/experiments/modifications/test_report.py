@@ -82,8 +82,8 @@ def test_check_20_vanilla_has_its_noise_and_every_claim_effect_interval_and_verd
     first = next(t for t in summary.tables if t.title == "Early loss of every variant")
     vanilla = first.written()[0]
     assert vanilla[0] == "Vanilla Transformer"
-    assert "± 0.00" in vanilla[5]
-    assert "(6)" in vanilla[5]
+    assert "± 0.00" in vanilla[6]
+    assert "(6)" in vanilla[6]
     claims = next(t for t in summary.tables if t.title.startswith("What the paper found"))
     assert len(claims.rows) == len(CONTRASTS)
     for line, contrast in zip(claims.written(), CONTRASTS, strict=True):

@@ -15,6 +15,7 @@ from fishertope.experiments.modifications.paper import table_1
 from fishertope.experiments.modifications.registry import VARIANTS, config_of, vanilla
 from fishertope.experiments.modifications.setting import Setting
 from fishertope.experiments.seq2seq import Seq2Seq, shift_right
+from fishertope.experiments.seq2seq.parameters import count_parameters
 from fishertope.experiments.text2text.training import StepReport
 
 VOCABULARY = 256
@@ -55,8 +56,9 @@ def batch(config, rows=2, source=9, target=6):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_check_14_constructs_trains_is_causal_and_decodes_step_by_step(name):
+def test_check_14_15_constructs_counts_trains_is_causal_and_decodes_step_by_step(name):
     config, model = made(name)
+    assert sum(p.numel() for p in model.parameters()) == count_parameters(config)
     inputs, targets = batch(config)
     read = shift_right(targets)
     generator = torch.Generator().manual_seed(2)
