@@ -27,8 +27,8 @@ class Pretrained:
     model : Seq2Seq
     row : dict
         ``status``, ``step``; ``early`` and ``final`` held-out loss a token (``None`` where the
-        run did not come so far); ``parameters`` and their ``closed_form``, ``flops`` a step, ``seconds_per_step`` of one
-        thread.
+        run did not come so far); ``parameters`` and their ``closed_form``; ``flops`` a step;
+        ``seconds_per_step`` of one thread.
     """
 
     model: Seq2Seq
