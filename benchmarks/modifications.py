@@ -12,7 +12,8 @@ products alone. EXCEPTIONS names, before any measurement, the variants that are 
 that those operations do not count. Memory is what three steps add to the resident peak of a process
 of their own (Linux); its bound is 1.2 times parameters, gradients, optimizer state (Adafactor's row
 and column factors, Adam's two moments) and what autograd keeps for the backward pass: each storage
-once, as the model's hooks see it. Lines that are in the file already are not measured again.
+once, as the model's hooks see it. There, glibc maps every larger array by itself, so that what is
+freed is given back and the peak is that of live arrays. Lines that are in the file already are not measured again.
 """
 
 from __future__ import annotations
@@ -159,7 +160,8 @@ print((status("VmHWM") - before) * 1024)
 def memory(name: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-c", MEMORY.format(name=name)], capture_output=True, text=True,
-        check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},
     )  # fmt: skip
     model, data, _ = prepared(name)
     weights = sum(p.numel() for p in model.parameters()) * 4
