@@ -13,7 +13,8 @@ that those operations do not count. Memory is what three steps add to the reside
 of their own (Linux); its bound is 1.2 times parameters, gradients, optimizer state (Adafactor's row
 and column factors, Adam's two moments) and what autograd keeps for the backward pass: each storage
 once, as the model's hooks see it. There, glibc maps every larger array by itself, so that what is
-freed is given back and the peak is that of live arrays. Lines that are in the file already are not measured again.
+freed is given back and the peak is that of live arrays. Lines that are in the file already are not
+measured again.
 """
 
 from __future__ import annotations

@@ -4,4 +4,6 @@ STUDIES = {
     "modifications-early": "early",
     "modifications-transfer": "transfer",
     "modifications-readings": "readings",
+    "modifications-spectra": "spectra",
+    "modifications-merging": "merging",
 }
