@@ -191,3 +191,18 @@ def test_flops_are_the_hand_count_for_a_vanilla_step():
     forward = 2 * (2 * encoder + 2 * (decoder + cross) + b * t * d * v)
     assert training_flops(model, held_out) == pytest.approx(3 * forward, rel=1e-3)
     assert harness.variant("vanilla").optimizer == "adafactor"
+
+
+def test_depthwise_convolutions_are_counted_by_their_groups():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from fishertope.experiments.modifications.flops import _convolution, _convolution_backward
+
+    aten = torch.ops.aten
+    mapping = {aten.convolution: _convolution, aten.convolution_backward: _convolution_backward}
+    x = torch.randn(2, 6, 10, requires_grad=True)
+    for groups in (1, 6):
+        weight = torch.randn(6, 6 // groups, 3, requires_grad=True)
+        with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+            torch.nn.functional.conv1d(x, weight, groups=groups, padding=1).sum().backward()
+        assert counter.get_total_flops() == 3 * 2 * 2 * 6 * 10 * 3 * (6 // groups)
