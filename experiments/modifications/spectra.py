@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from ...core.errors import ConvergenceWarning
 from ...core.report import Column, Table
 from ...core.types import FloatArray
 from ..studies import Rows, Study, Summary, decide, grid, holm, paired_p, t_interval
@@ -60,12 +62,15 @@ def unit(settings: Settings) -> Mapping[str, Any]:
     )  # fmt: skip
     question = ask(text_model, examples, labels=OPINIONS)
     fishers: Any = per_example_fishers(question.model, question.data, **question.options)
-    found = factorize(fishers, LowRankNPEFF(COMPONENTS), seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # single precision; the row says so
+        found = factorize(fishers, LowRankNPEFF(COMPONENTS), seed=seed)
     labels = np.array([OPINIONS.index(str(e["targets"])) for e in examples])
     rows = np.asarray(fishers.rows, dtype=np.float64)
     return {
         **spectrum(rows), **shares(rows, fishers.sites),
         "relative_loss": float(found.relative_loss),
+        "status": str(found.status),
         "label_share": _label_share(np.asarray(found.top_examples(10)), labels),
         "label_share_shuffled": _label_share(
             np.asarray(found.top_examples(10)), np.random.default_rng(seed).permutation(labels)
