@@ -59,7 +59,7 @@ def ranking(found: Results) -> Figure:
 
 
 def scatter(found: Results, attribute: str, axis: str, label: str) -> Figure:
-    """Early loss against a cost on a log scale; extremes are named."""
+    """Early loss against a cost, on a log scale if it varies much; extremes are named."""
     base = found.by_name["vanilla"]
     scale = base.seconds if attribute == "seconds" else 1.0
     points = [base, *found.compared]
@@ -70,7 +70,8 @@ def scatter(found: Results, attribute: str, axis: str, label: str) -> Figure:
         axes.scatter(x[1:], y[1:], s=14, color=COLOURS[0])
         axes.scatter(x[:1], y[:1], s=40, color=COLOURS[1], marker="D")
         axes.axhline(y[0], color=FAINT, linewidth=0.8)
-        axes.set_xscale("log")
+        if x.max() > 5 * x.min():
+            axes.set_xscale("log")
         for i in _extremes(x, y):
             axes.annotate(points[i].variant.title, (x[i], y[i]), fontsize=7,
                           xytext=(3, 3), textcoords="offset points")  # fmt: skip
