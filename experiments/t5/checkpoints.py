@@ -111,7 +111,7 @@ def summarise(rows: Rows) -> Summary:
     )  # fmt: skip
     table = Table(
         title="Checkpoints",
-        columns=[Column(name="seed"), *(Column(name=n, left=n == names[0]) for n in names),
+        columns=[Column(name="seed"), *(Column(name=n, format=".2f") for n in names),
                  Column(name="largest difference of logits", format=".1e"),
                  Column(name="bytes", format=",.0f")],
         rows=[

@@ -77,8 +77,8 @@ def table(
         columns=[
             Column(name="condition", left=True), Column(name="transfer loss"),
             Column(name=f"minus {baseline}"), Column(name="summary, loss"),
-            Column(name="topic, %"), Column(name="sentiment, %"),
-            Column(name="pre-training loss"), Column(name="paper: GLUE"),
+            Column(name="topic, %", format=".1f"), Column(name="sentiment, %", format=".1f"),
+            Column(name="pre-training loss", format=".3f"), Column(name="paper: GLUE", format=".2f"),
             Column(name="paper: difference", format="+.2f"),
             Column(name="same direction", left=True),
         ],

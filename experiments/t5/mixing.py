@@ -69,7 +69,7 @@ def _table(rows: Rows) -> Table:
             Column(name="mixture", left=True),
             Column(name="% of summary, topic, sentiment, text"), Column(name="transfer loss"),
             Column(name="minus separate"), *(Column(name=f"{t}, loss") for t in TASKS),
-            Column(name="paper: GLUE"), Column(name="paper: difference", format="+.2f"),
+            Column(name="paper: GLUE", format=".2f"), Column(name="paper: difference", format="+.2f"),
             Column(name="same direction", left=True),
         ],
         rows=lines,
