@@ -140,7 +140,7 @@ STUDY = Study(
     title="Models are files that transformers reads, and can be made again",
     claims=(4,),
     question=(
-        "A model is pre-trained twice from its recipe and written as a Hugging Face folder: are "
+        "A model is pre-trained twice, for 40 steps, and written as a Hugging Face folder: are "
         "the files the same bits, and does transformers' T5 compute and decode the same from them?"
     ),
     rule=(
