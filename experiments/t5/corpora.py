@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from ...core.errors import InvalidInputError
 from ...core.storage import OutputFolder
-from ..data import load_manual, load_spam, load_vader, load_wordnet
+from ..data import load_manual, load_spam, load_vader
 from ..data._made import cached
 from ..data.records import held_out_mask
 from ..text2text.cleaning import CleaningReport, CleaningRules, clean
+from ..text2text.suite import wordnet
 from ..text2text.vocabulary import ByteVocabulary, SentencePieceVocabulary, Vocabulary
 
 PIECES = 1024
@@ -42,7 +43,7 @@ def texts(name: str, held_out: bool = False) -> tuple[str, ...]:
     """
     if name not in _SOURCES:
         raise InvalidInputError(f"corpus {name!r}; accepted are {', '.join(_SOURCES)}")
-    found, together = _SOURCES[name]()
+    found, together = _read(name)
     away = held_out_mask([text[:200] for text in found], held_out=0.05, seed=0)
     kept = [text for text, out in zip(found, away, strict=True) if bool(out) == held_out]
     order = np.random.default_rng(0).permutation(len(kept))
@@ -50,8 +51,14 @@ def texts(name: str, held_out: bool = False) -> tuple[str, ...]:
     return tuple("\n".join(shuffled[i : i + together]) for i in range(0, len(shuffled), together))
 
 
+@functools.cache
+def _read(name: str) -> tuple[list[str], int]:
+    """Texts of a corpus, and how many of them make a document."""
+    return _SOURCES[name]()
+
+
 def _wordnet() -> tuple[list[str], int]:
-    return [sense.text for sense in load_wordnet()], SENSES_A_DOCUMENT
+    return [sense.text for sense in wordnet()], SENSES_A_DOCUMENT
 
 
 def _manual() -> tuple[list[str], int]:
@@ -117,7 +124,9 @@ def vocabulary(kind: str) -> Vocabulary:
 
 
 @functools.cache
-def tokens(name: str, kind: str, held_out: bool = False) -> Sequence[NDArray[np.int64]]:
-    """Token ids of each document."""
-    words = vocabulary(kind)
-    return [np.asarray(words.encode(text), dtype=np.int64) for text in texts(name, held_out)]
+def tokens(
+    name: str, kind: str, held_out: bool = False, most: int | None = None
+) -> Sequence[NDArray[np.int64]]:
+    """Token ids of each document, of the first ``most`` of them."""
+    words, chosen = vocabulary(kind), texts(name, held_out)[:most]
+    return [np.asarray(words.encode(text), dtype=np.int64) for text in chosen]

@@ -44,6 +44,8 @@ class Size:
         Updates of a fine-tuning on one task.
     scored : int
         Test examples of a task, at most.
+    documents : int, optional
+        Of a corpus, at most.
     """
 
     d_model: int
@@ -56,6 +58,7 @@ class Size:
     batch_size: int
     tune_steps: int
     scored: int
+    documents: int | None = None
 
 
 SIZES = {
@@ -64,8 +67,8 @@ SIZES = {
         batch_size=16, tune_steps=100, scored=500,
     ),
     "pico": Size(
-        d_model=16, d_ff=32, heads=2, d_kv=8, layers=1, vocabulary="bytes", steps=6,
-        batch_size=8, tune_steps=4, scored=30,
+        d_model=16, d_ff=32, heads=2, d_kv=8, layers=1, vocabulary="bytes", steps=4,
+        batch_size=8, tune_steps=2, scored=12, documents=40,
     ),
 }  # fmt: skip
 """``nano`` is what the full studies train, ``pico`` shows in seconds that they run."""
@@ -132,7 +135,8 @@ class Recipe:
 
     def key(self) -> str:
         """Hash of all that decides the model."""
-        facts = {"recipe": asdict(self), "facts": asdict(self.facts), "rate": RATE}
+        own = {k: v for k, v in asdict(self.facts).items() if v is not None}
+        facts = {"recipe": asdict(self), "facts": own, "rate": RATE}
         return digest(facts | {"version": _VERSION})
 
     def model(self) -> Seq2Seq:
@@ -207,7 +211,8 @@ def corpus_stream(recipe: Recipe, *, held_out: bool = False) -> CorpusStream:
     """Examples of the objective."""
     kind = recipe.facts.vocabulary
     return CorpusStream(
-        corpora.tokens(recipe.corpus, kind, held_out), corpora.vocabulary(kind),
+        corpora.tokens(recipe.corpus, kind, held_out, recipe.facts.documents),
+        corpora.vocabulary(kind),
         corpus_lengths(recipe), objective=recipe.objective, density=recipe.density,
         mean_span=recipe.mean_span, seed=0 if held_out else recipe.seed,
         max_tokens=None if held_out else recipe.max_tokens,

@@ -53,16 +53,14 @@ class TaskStream:
     ) -> None:  # fmt: skip
         if not examples:
             raise InvalidInputError("there are no examples; give at least one")
-        self._tokens = [
-            tokenize(e, vocabulary, inputs_length=lengths.inputs, targets_length=lengths.targets)
-            for e in examples
-        ]
+        self._examples, self._vocabulary, self._lengths = examples, vocabulary, lengths
+        self._tokens: list[TokenExample | None] = [None] * len(examples)
         self._seed, self._shuffle = seed, shuffle
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.arange(len(examples)))
 
     def __len__(self) -> int:
         """Number of examples of one round."""
-        return len(self._tokens)
+        return len(self._examples)
 
     def __getitem__(self, i: int) -> TokenExample:
         """The ``i``-th example."""
@@ -70,7 +68,17 @@ class TaskStream:
         if self._shuffle and self._order[0] != lap:
             order = _rng(self._seed, lap).permutation(len(self._tokens))
             self._order = (lap, order)
-        return self._tokens[int(self._order[1][place])]
+        return self._tokenized(int(self._order[1][place]))
+
+    def _tokenized(self, k: int) -> TokenExample:
+        """Tokens of example ``k`` of the task, made when it is first read."""
+        found = self._tokens[k]
+        if found is None:
+            n, m = self._lengths.inputs, self._lengths.targets
+            example = self._examples[k]
+            found = tokenize(example, self._vocabulary, inputs_length=n, targets_length=m)
+            self._tokens[k] = found
+        return found
 
 
 class CorpusStream:

@@ -135,7 +135,7 @@ def _senses(keep: Callable[[Sequence[Sense]], list[tuple[str, Record]]]) -> Sour
     """Records that ``keep(senses)`` makes, as (group, record), by sides."""
 
     def source(split: Split) -> Iterable[Record]:
-        pairs = keep(_wordnet())
+        pairs = keep(wordnet())
         return _sided([record for _, record in pairs], [group for group, _ in pairs], split)
 
     return source
@@ -150,7 +150,8 @@ def _once(pairs: Iterable[tuple[str, Record]]) -> list[tuple[str, Record]]:
 
 
 @functools.cache
-def _wordnet() -> Sequence[Sense]:
+def wordnet() -> Sequence[Sense]:
+    """All senses; read once a process."""
     return load_wordnet()
 
 
@@ -354,7 +355,7 @@ def corpus(name: str, *, held_out: bool = False) -> list[str]:
         keys: Sequence[str] = [t[:80] for t in texts]
         groups = list(range(len(texts)))
     elif name == "wordnet":
-        senses = _wordnet()
+        senses = wordnet()
         texts, keys = [s.text for s in senses], [s.id for s in senses]
         groups = [s.group for s in senses]
     else:
