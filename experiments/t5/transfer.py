@@ -103,7 +103,7 @@ def _scores(
     recipe: Recipe, how: Tuning, fresh: bool, tasks: Sequence[str], seed: int
 ) -> dict[str, float]:
     scores: dict[str, float] = {}
-    if not fresh:
+    if not fresh and recipe.unlabeled:
         scores["pre-training loss"] = pretrained(recipe).loss
     for name in tasks:
         model = recipe.model() if fresh else pretrained(recipe).model
