@@ -115,6 +115,6 @@ STUDY = Study(
     figures=figures,
     needs=NEEDS,
     least_seeds=SEEDS,
-    quick_seconds=20,
+    quick_seconds=12,
     full_minutes=10,
 )

@@ -153,6 +153,6 @@ STUDY = Study(
     summarise=summarise,
     figures=figures,
     needs=(*NEEDS, "transformers"),
-    quick_seconds=15,
+    quick_seconds=8,
     full_minutes=1,
 )

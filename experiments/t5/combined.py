@@ -74,6 +74,6 @@ STUDY = Study(
     summarise=summarise,
     figures=figures,
     needs=NEEDS,
-    quick_seconds=10,
+    quick_seconds=8,
     full_minutes=5,
 )

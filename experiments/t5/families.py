@@ -176,6 +176,6 @@ STUDY = Study(
     figures=figures,
     needs=(*NEEDS, "sacrebleu", "rouge_score"),
     least_seeds=SEEDS,
-    quick_seconds=20,
+    quick_seconds=12,
     full_minutes=5,
 )

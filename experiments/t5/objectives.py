@@ -77,6 +77,6 @@ STUDY = Study(
     figures=figures,
     needs=NEEDS,
     least_seeds=SEEDS,
-    quick_seconds=15,
+    quick_seconds=8,
     full_minutes=8,
 )

@@ -131,7 +131,7 @@ class Recipe:
     @property
     def steps(self) -> int:
         """Number of updates."""
-        return round(self.facts.steps * self.longer)
+        return max(1, round(self.facts.steps * self.longer))
 
     def key(self) -> str:
         """Hash of all that decides the model."""
