@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 from ...core.report import Column, Table
@@ -52,9 +52,7 @@ def _tokens(recipe: Recipe) -> int:
 def _ensemble(recipe: Recipe, *, whole: bool) -> dict[str, float]:
     """Members pre-trained apart, or only fine-tuned apart (another order of the examples)."""
     seeds = [100 * (k + 1) + recipe.seed for k in range(MEMBERS)]
-    recipes = [
-        Recipe(**(asdict(recipe) | {"seed": seed if whole else recipe.seed})) for seed in seeds
-    ]
+    recipes = [replace(recipe, seed=seed if whole else recipe.seed) for seed in seeds]
 
     def fill(out: OutputFolder) -> Mapping[str, Any]:
         from .ensemble import Ensemble

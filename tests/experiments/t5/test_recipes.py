@@ -16,6 +16,7 @@ from fishertope.experiments.t5 import corpora, recipes, tasks, transfer  # noqa:
 from fishertope.experiments.t5.conditions import agreement  # noqa: E402
 from fishertope.experiments.t5.ensemble import Ensemble  # noqa: E402
 from fishertope.experiments.t5.recipes import Recipe  # noqa: E402
+from fishertope.experiments.text2text.batches import Lengths  # noqa: E402
 from fishertope.experiments.text2text.evaluation import label_scores, label_tokens  # noqa: E402
 from fishertope.experiments.text2text.formats import to_class  # noqa: E402
 from fishertope.experiments.text2text.streams import BatchStream  # noqa: E402
@@ -51,7 +52,7 @@ def vowels(monkeypatch):
     )  # fmt: skip
     monkeypatch.setattr(tasks, "task", lambda name: task)
     monkeypatch.setattr(transfer, "task", lambda name: task)
-    monkeypatch.setitem(tasks.ROWS, "vowels", tasks.Lengths(inputs=16, targets=4))
+    monkeypatch.setitem(tasks.ROWS, "vowels", Lengths(inputs=16, targets=4))
     tasks.examples.cache_clear()
     yield "vowels"
     tasks.examples.cache_clear()
