@@ -48,7 +48,8 @@ def unit(settings: Settings) -> Mapping[str, Any]:
         return CONDITIONS[name].scores(settings)
     scores: dict[str, float] = {}
     for left in TASKS:  # a model that never saw the task is fine-tuned on it
-        changes = MIXED | {"tasks": tuple(t for t in TASKS if t != left)}
+        rest = tuple(t for t in TASKS if t != left)
+        changes: dict[str, Any] = {**MIXED, "tasks": rest}
         recipe = Recipe(size=settings["size"], seed=settings["seed"], **changes)
         found = transfer(recipe, tasks=(left,))
         scores |= {k: v for k, v in found.items() if k.startswith(left)}
