@@ -6,7 +6,8 @@ XᵀW and the small Grams HHᵀ and WᵀW:
     L = ‖X‖² − 2⟨W, XHᵀ⟩ + ⟨WᵀW, HHᵀ⟩
 
 "hals" lowers L in W and in H by several sweeps of coordinate descent a product (each sweep costs
-O(nr²), a product O(nnz·r)); "mu" is the multiplicative update of Lee & Seung, kept for parity.
+O(nr²), a product O(nnz·r)), and leaves minima in which two components share what is one; "mu" is
+the multiplicative update of Lee & Seung, kept for parity.
 
 Source: Matena & Raffel 2023, arXiv:2310.04649 (objective, mu); Cichocki & Phan 2009 (HALS);
 Gillis & Glineur 2012 (several sweeps a product); Boutsidis & Gallopoulos 2008 (NNDSVD).
@@ -25,6 +26,7 @@ from ..errors import InvalidInputError
 from ..fisher.per_example import DiagonalFishers, is_sparse
 from ..status import Status
 from ..types import Array, Device, FloatArray
+from .exchange import exchanged
 from .history import Recorder
 from .method import DiagonalNPEFF
 from .objective import inner, kkt_residual
@@ -37,6 +39,8 @@ NORM_FLOOR = 1e-9
 # What scikit-learn and the paper's code put where a denominator of "mu" vanishes.
 MU_EPSILON = float(np.finfo(np.float32).eps)
 POWER_STEPS = 3
+# After so many steps, and where it settles, "hals" looks for two components that are one.
+EXCHANGE_AT = frozenset(8 * 2**k for k in range(20))
 OVERSAMPLING = 8
 
 
@@ -180,15 +184,23 @@ def solve_diagonal(
     if first == 0:
         record.begin("solve", method.max_steps)
     step = _hals_step if method.solver == "hals" else _mu_step
+    constrained = method.l1_components or method.l1_coefficients
+    constrained = constrained or method.sparseness_components or method.sparseness_coefficients
+    exchanges = method.solver == "hals" and not constrained and method.n_components > 1
     status = Status.MAX_STEPS
     residual = np.inf
     for number in range(first, method.max_steps):
         before = loss
         W, Ht, loss, residual = step(problem, method, W, Ht)
+        settled = before - loss <= method.tol * problem.total
+        if exchanges and (settled or number + 1 in EXCHANGE_AT):
+            moved = exchanged(problem, W, Ht, loss)
+            if moved is not None:
+                (W, Ht, loss), settled = moved, False
         if record(loss, residual):
             status = Status.STOPPED
             break
-        if before - loss <= method.tol * problem.total:
+        if settled:
             status = Status.CONVERGED
             break
         record.keep("steps", {"W": W, "Ht": Ht}, {"step": number + 1, "loss": loss})

@@ -8,15 +8,18 @@ from hypothesis import given, settings, strategies as st
 from scipy import sparse
 from scipy.optimize import nnls
 
-from fishertope.core.backend import available_backends
+from fishertope.core.backend import available_backends, get_backend, to_numpy
 from fishertope.core.errors import ConvergenceWarning, InvalidInputError
 from fishertope.core.factorization import (
     DiagonalNPEFF,
     Factorization,
     LowRankNPEFF,
+    diagonal,
+    exchange,
     factorize,
     matched_cosines,
 )
+from fishertope.core.factorization.diagonal import DiagonalProblem
 from fishertope.core.fisher import DiagonalFishers, per_example_fishers
 from fishertope.core.model import DenseNetwork
 from fishertope.core.status import Status
@@ -229,3 +232,59 @@ def test_too_few_steps_warn():
     X, _, _ = planted(10, noise=0.2)
     with pytest.warns(ConvergenceWarning, match="max_steps"):
         factorize(DiagonalFishers(values=X), DiagonalNPEFF(4, max_steps=2))
+
+
+class TestExchange:
+    """Two components that are one, for the one that is missing."""
+
+    def case(self):
+        rng = np.random.default_rng(0)
+        W = rng.random((40, 4)) * (rng.random((40, 4)) < 0.5)
+        H = rng.random((4, 30)) * (rng.random((4, 30)) < 0.4)
+        return W, H
+
+    def test_merge_costs_are_squared_singular_values(self):
+        W, H = self.case()
+        costs = exchange.merge_costs(W.T @ W, H @ H.T)
+        for k in range(4):
+            for j in range(4):
+                if k != j:
+                    both = W[:, [k, j]] @ H[[k, j]]
+                    second = np.linalg.svd(both, compute_uv=False)[1] ** 2
+                    assert costs[k, j] == pytest.approx(second, rel=1e-8, abs=1e-12)
+
+    @pytest.mark.parametrize("backend", available_backends())
+    @pytest.mark.parametrize("kind", ["dense", "sparse"])
+    def test_a_shared_component_is_put_together_and_the_missing_one_found(self, kind, backend):
+        W, H = self.case()
+        X = W @ H
+        fishers = DiagonalFishers(values=X if kind == "dense" else sparse.csr_array(X))
+        problem = DiagonalProblem.from_fishers(
+            fishers, n_components=4, normalize=False, backend=get_backend(backend)
+        )
+        # Component 3 is missing, component 0 is there twice, each copy for half of the examples.
+        half = np.arange(40) % 2 == 0
+        start_W = np.stack([W[:, 0] * half, W[:, 0] * ~half, W[:, 1], W[:, 2]], axis=1)
+        start_H = np.stack([H[0], H[0], H[1], H[2]])
+        before = float(((X - start_W @ start_H) ** 2).sum())
+        at = problem.array(start_W), problem.array(start_H.T)
+        new_W, new_H, loss = exchange.exchanged(problem, *at, before)
+        after = float(((X - to_numpy(new_W) @ to_numpy(new_H).T) ** 2).sum())
+        assert abs(loss - after) <= 1e-9 * problem.total
+        assert loss <= 1e-3 * before
+        assert (to_numpy(new_W) >= 0).all()
+        assert (to_numpy(new_H) >= 0).all()
+        # Nothing is left to put together.
+        assert exchange.exchanged(problem, new_W, new_H, max(loss, 1e-9)) is None
+
+    def test_a_fit_never_ends_higher_for_it(self, monkeypatch):
+        rng = np.random.default_rng(5)
+        X = (rng.random((60, 8)) * (rng.random((60, 8)) < 0.2)) @ rng.random((8, 50)) ** 6
+        init = rng.random((60, 8)), rng.random((8, 50))
+        method = DiagonalNPEFF(8, normalize=False, max_steps=120, tol=0.0)
+        fishers = DiagonalFishers(values=X)
+        found = factorize(fishers, method, init=init, **QUIET)
+        assert (np.diff(found.history.loss) <= 1e-12 * found.total).all()
+        monkeypatch.setattr(diagonal, "exchanged", lambda *a: None)
+        plain = factorize(fishers, method, init=init, **QUIET)
+        assert found.loss <= plain.loss * (1 + 1e-6)
