@@ -184,8 +184,12 @@ def solve_diagonal(
     if first == 0:
         record.begin("solve", method.max_steps)
     step = _hals_step if method.solver == "hals" else _mu_step
-    constrained = method.l1_components or method.l1_coefficients
-    constrained = constrained or method.sparseness_components or method.sparseness_coefficients
+    constrained = any(
+        (
+            method.l1_components, method.l1_coefficients,
+            method.sparseness_components, method.sparseness_coefficients,
+        )
+    )  # fmt: skip
     exchanges = method.solver == "hals" and not constrained and method.n_components > 1
     status = Status.MAX_STEPS
     residual = np.inf
