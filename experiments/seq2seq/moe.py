@@ -81,7 +81,8 @@ class _Experts(nn.Module):
                 f"{capacity_factor}, group_size={group_size}; all must be positive (a factor or "
                 f"group size may be None), with at least {self.choices} experts"
             )
-        self.experts, self.activation = experts, activation
+        self.experts = experts
+        self.activation: Activation = activation
         self.capacity_factor = capacity_factor
         self.capacity_factor_eval = capacity_factor_eval
         self.group_size, self.loss_weight = group_size, loss_weight
