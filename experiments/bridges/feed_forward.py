@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from fishertope.experiments.seq2seq.layers import FeedForward, RMSNorm
+from fishertope.experiments.seq2seq.model import Block
+from fishertope.experiments.seq2seq.prepared import can_prepare
+
 from ...core.errors import InvalidInputError
 from ...core.types import FloatArray
-from ..seq2seq.layers import FeedForward, RMSNorm
-from ..seq2seq.model import Block
-from ..seq2seq.prepared import can_prepare
 from ..text2text.evaluation import label_tokens
 from ..text2text.folders import TextModel
 from ..text2text.formats import Example

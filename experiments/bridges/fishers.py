@@ -21,15 +21,16 @@ import torch
 from array_api_compat import array_namespace, device
 from torch import Tensor
 
+from fishertope.experiments.seq2seq import Seq2Seq, shift_right
+from fishertope.experiments.seq2seq.decoding import label_log_likelihoods, sample
+from fishertope.experiments.seq2seq.layers import at_least_float32
+
 from ...core.errors import InvalidInputError
 from ...core.fisher.labels import ExactLabels, LabelRule
 from ...core.fisher.random_labels import DataLabels, ProbeLabels
 from ...core.model import Categorical, OutputDistribution
 from ...core.model.tokens import IGNORED, TokenCategorical
 from ...core.types import Array
-from ..seq2seq import Seq2Seq, shift_right
-from ..seq2seq.decoding import label_log_likelihoods, sample
-from ..seq2seq.layers import at_least_float32
 from ..text2text.evaluation import label_tokens
 from ..text2text.folders import TextModel
 from ..text2text.formats import Example
