@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from ...core.errors import InvalidInputError
 
@@ -112,7 +112,8 @@ def vanilla(scale: str = "nano", *, vocab_size: int | None = None) -> Seq2SeqCon
         common["vocab_size"] = vocab_size
     if scale == "paper":
         return dataclasses.replace(PUBLISHED["base"], **common)
-    return SCALES[scale].config(**common)
+    found: Any = SCALES[scale].config(**common)
+    return cast("Seq2SeqConfig", found)
 
 
 def variant(name: str) -> Variant:

@@ -53,7 +53,7 @@ def unit(settings: Settings) -> Mapping[str, Any]:
     own, seed = variant(settings["variant"]), settings["seed"]
     base = pretrain(own, seed, setting=setting, steps=settings["steps"]).model
     task = sentiment(DOMAIN)
-    tuned = tune(base, [task], setting=setting, optimizer=own.optimizer, seed=seed,
+    tuned: Any = tune(base, [task], setting=setting, optimizer=own.optimizer, seed=seed,
                  steps=settings["tuning_steps"])  # fmt: skip
     assert tuned is not None, "the chosen variants do not diverge"
     examples = some(task, "validation", settings["examples"])

@@ -152,8 +152,9 @@ def _score(
     if model is None:
         return 0.0
     examples = some(task, "validation", most)
+    own: Any = model
     made = generate(
-        model, [str(e["inputs"]) for e in examples], setting.vocabulary(),
+        own, [str(e["inputs"]) for e in examples], setting.vocabulary(),
         lengths=setting.lengths, decoder=Decoder(how=how), batch_size=64, labels=task.labels,
     )  # fmt: skip
     value = float(task.score(examples, made)[metric])
