@@ -65,12 +65,13 @@ def unit(settings: Settings) -> Mapping[str, Any]:
     for start, kind in ((PLAIN, ""), (ADAPTED, "adapted + ")):
         target = found[start]
         own = estimate_precision(target, few[0])
-        for name, options in {
+        merges: dict[str, dict[str, Any]] = {
             f"{kind}isotropic merge": {"method": "isotropic"},
             f"{kind}Fisher merge": {
                 "method": "fisher", "normalize": True, "precisions": [own, given]
             },
-        }.items():  # fmt: skip
+        }  # fmt: skip
+        for name, options in merges.items():
             result = search_weights(
                 [target, adapted], _scores, select, search=PairGrid(21), isotropic=False,
                 sites={"layers.2.*": "take:0"}, **options,

@@ -53,7 +53,8 @@ def write_checkpoints(
     with thread_limit(1):
         found = [tuned(t, seed, base=base, steps=steps, name=base) for t in tasks]
         own = [Task(f, seed, texts=200) for f in found]
-        structure, options = PRECISIONS[method], {"normalize": True} if method == "fisher" else {}
+        structure = PRECISIONS[method]
+        options: dict[str, Any] = {"normalize": True} if method == "fisher" else {}
         trees = None
         if structure is not None:
             trees = [t.precision(examples, structure=structure) for t in own]

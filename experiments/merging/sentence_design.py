@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...core.fisher import DataLabels, SampledLabels
+from ...core.fisher.labels import LabelRule
 from ...core.merging import Dirichlet, merge
 from ...core.report import Column, Table
 from ..studies import Rows, Study, Summary, decide, grid, t_interval
@@ -56,7 +57,8 @@ def unit(settings: Settings) -> Mapping[str, Any]:
         put(name, exact, method="fisher", **options)
     for rho in DAMPINGS:
         put(_damped(rho), exact, damping=(rho, "relative_trace"))
-    for label, rule in {"1 sample": SampledLabels(1), "data": DataLabels()}.items():
+    rules: dict[str, LabelRule] = {"1 sample": SampledLabels(1), "data": DataLabels()}
+    for label, rule in rules.items():
         trees = [t.precision(most, labels=rule, seed=seed) for t in tasks]
         put(f"labels: {label}", trees, method="fisher", normalize=True)
     for n in COUNTS:
@@ -64,10 +66,11 @@ def unit(settings: Settings) -> Mapping[str, Any]:
     grams = [t.precision(most, structure="gram") for t in tasks]
     for share in SHRINKINGS:
         put(_shrunk(share), grams, method="regmean", offdiagonal=share)
-    for name, options in {
+    searched: dict[str, dict[str, Any]] = {
         "isotropic": {"method": "isotropic"},
         REFERENCE: {"precisions": exact, "method": "fisher", "normalize": True},
-    }.items():
+    }
+    for name, options in searched.items():
         body, weights = _best(tasks, options, seed)
         scored(row, f"{name}, λ searched", tasks, [body] * len(tasks))
         row[f"{name}, λ"] = weights

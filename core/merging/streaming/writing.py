@@ -207,7 +207,7 @@ class Safekeeping:
 def _bytes(data: NumpyArray) -> memoryview:
     if not data.flags.c_contiguous:
         data = np.ascontiguousarray(data)
-    return memoryview(data).cast("B") if data.size else memoryview(b"")
+    return data.reshape(-1).view(np.uint8).data
 
 
 def write_at(fd: int, data: memoryview, offset: int) -> None:
