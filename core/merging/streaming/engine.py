@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -188,10 +189,16 @@ class Run:
                 self._announce(block, None)
         self._done = resumed
         todo = iter([b for b in self.blocks if not self.journal.done(b.number)])
-        run_threads(
-            lambda: self._work(todo), self.workers, self._stop,
-            lambda: self._report(total, resumed),
-        )  # fmt: skip
+        try:
+            run_threads(
+                lambda: self._work(todo), self.workers, self._stop,
+                lambda: self._report(total, resumed),
+            )  # fmt: skip
+        except BaseException:
+            # What is written stays written: the next run begins behind it.
+            with suppress(FishertopeError):
+                self.safe.finish()
+            raise
         self.safe.finish()
         self._report(total, resumed)
 

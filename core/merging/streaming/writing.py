@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ JOURNAL = ".journal"
 _RECORD = np.dtype([("done", "<u4"), ("nonfinite", "<u4"), ("empty", "<u4"), ("spare", "<u4")])
 _AHEAD = 256 << 20
 """Bytes that may be written before they are flushed to the disk."""
-_LITTLE = 16 << 20
-"""Bytes that a killed process may have to write again, where nothing is flushed."""
+_LITTLE, _SECONDS = 16 << 20, 0.2
+"""What a killed process may have to write again, where nothing is flushed: bytes, or time."""
 _CHUNK = 1 << 20
 
 
@@ -179,7 +180,7 @@ class Safekeeping:
     def __init__(self, files: Sequence[OutputFile], journal: Journal, *, fsync: bool) -> None:
         self._files, self._journal, self._fsync = files, journal, fsync
         self._waiting: list[tuple[int, Counts]] = []
-        self._bytes = 0
+        self._bytes, self._since = 0, time.monotonic()
         self._lock = threading.Lock()
 
     def add(self, block: int, counts: Counts, length: int) -> None:
@@ -187,8 +188,10 @@ class Safekeeping:
         with self._lock:
             self._waiting.append((block, counts))
             self._bytes += length
-            if self._bytes < (_AHEAD if self._fsync else _LITTLE):
+            late = not self._fsync and time.monotonic() - self._since > _SECONDS
+            if self._bytes < (_AHEAD if self._fsync else _LITTLE) and not late:
                 return
+            self._since = time.monotonic()
             ready, self._waiting, self._bytes = self._waiting, [], 0
         self._settle(ready)
 
