@@ -229,9 +229,7 @@ def solve_batch(
     """Weights (b, m, d) and multipliers (b, m, n) of b vertex programs, patterns (b, m, n)."""
     chosen = select_backend(problem.inputs, backend=backend, kernel=Kernel.VERTEX_PROGRAMS)
     run = chosen.raw(Kernel.VERTEX_PROGRAMS)
-    weights, multipliers = run(
-        problem.inputs, problem.targets, problem.signs, patterns.astype(np.float64)
-    )
+    weights, multipliers = run(problem.inputs, problem.targets, problem.signs, patterns)
     return weights, multipliers
 
 

@@ -27,11 +27,12 @@ from ._fisher_kernels import (
     write_softmax_roots,
     write_square_sums,
 )
+from ._neighbour_kernels import solve_neighbours
 from ._sparse_kernels import columns_times, rows_times
 from ._split import split
 from ._split_cells_kernels import split_cells
 from ._sweep_kernels import chosen_cells, sweep_cells
-from ._vertex_program_kernels import solve_neighbours, solve_programs
+from ._vertex_program_kernels import solve_programs
 from ._zonotope_kernels import positive_sums, write_signs
 
 # Entries of the largest temporary: a few MB, so that blocks stay in the cache.
@@ -349,13 +350,14 @@ def sweep_chambers(
     """Patterns (count, n) int8 and clearances (count,) of consecutive cells of one level."""
     n, d = rotated.shape
     columns = np.ascontiguousarray(rotated.T, dtype=np.float64)
+    rows = np.ascontiguousarray(rotated, dtype=np.float64)
     patterns = np.empty((count, n), dtype=np.int8)
     clearance = np.empty(count)
 
     def part(begin: int, end: int) -> None:
         if end > begin:
             first = subset_of_rank(start + begin, n - 1, d - 1 - level)
-            sweep_cells(columns, level, first, patterns[begin:end], clearance[begin:end])
+            sweep_cells(columns, rows, level, first, patterns[begin:end], clearance[begin:end])
 
     split(part, count, work=patterns.size * d)
     return patterns, clearance.astype(rotated.dtype, copy=False)
@@ -366,13 +368,14 @@ def chambers_at(
 ) -> tuple[NumpyArray, FloatArray]:
     """Patterns (k, n) int8 and clearances (k,) of the cells of the given subsets."""
     columns = np.ascontiguousarray(rotated.T, dtype=np.float64)
+    rows = np.ascontiguousarray(rotated, dtype=np.float64)
     chosen = np.ascontiguousarray(subsets, dtype=np.int64)
     count, n = len(chosen), len(rotated)
     patterns, clearance = np.empty((count, n), dtype=np.int8), np.empty(count)
 
     def part(begin: int, end: int) -> None:
         at = slice(begin, end)
-        chosen_cells(columns, level, chosen[at], patterns[at], clearance[at])
+        chosen_cells(columns, rows, level, chosen[at], patterns[at], clearance[at])
 
     split(part, count, work=patterns.size * rotated.shape[1])
     return patterns, clearance.astype(rotated.dtype, copy=False)
@@ -397,10 +400,10 @@ def vertex_programs(
     generators: FloatArray, targets: FloatArray, unit_signs: FloatArray, patterns: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """Weights (b, m, d) and multipliers (b, m, n) of b vertex programs, by dual active sets."""
-    x, y, v, s = (
-        np.ascontiguousarray(np.array(a, dtype=np.float64))
-        for a in (generators, targets, unit_signs, patterns)
-    )
+    x, y, v = (np.array(a, dtype=np.float64, order="C") for a in (generators, targets, unit_signs))
+    s = np.ascontiguousarray(patterns)
+    if s.dtype != np.int8:
+        s = np.where(s > 0, np.int8(1), np.int8(-1))
     (n, d), (b, m, _) = x.shape, s.shape
     scaled, exponents = column_scaled(x)
     x = np.ascontiguousarray(scaled, dtype=np.float64)
@@ -409,7 +412,7 @@ def vertex_programs(
     work = b * n * m * m * d * d
     split(solve_programs, b, x, y, v, s, RIDGE, weights, multipliers, quality, work=work)
     for k in np.flatnonzero(~(quality <= UNFINISHED)):
-        weights[k], multipliers[k] = vertex_program(x, y, v, s[k])
+        weights[k], multipliers[k] = vertex_program(x, y, v, s[k].astype(np.float64))
     weights = np.ldexp(weights, -exponents)
     dtype = generators.dtype
     return weights.astype(dtype, copy=False), multipliers.astype(dtype, copy=False)
@@ -428,13 +431,14 @@ def neighbour_programs(
 ) -> tuple[FloatArray, FloatArray]:
     """Weights (k, m, d) and losses (k,) of the programs with one sign turned, warm-started."""
     x, y, v, s = (
-        np.ascontiguousarray(np.array(a, dtype=np.float64))
+        np.array(a, dtype=np.float64, order="C")
         for a in (generators, targets, unit_signs, patterns)
     )
     d, m, k = x.shape[1], len(v), len(units)
     scaled, exponents = column_scaled(x)
     x = np.ascontiguousarray(scaled, dtype=np.float64)
-    pairs = np.column_stack([units, rows]).astype(np.int64)
+    pairs = np.empty((k, 2), dtype=np.int64)
+    pairs[:, 0], pairs[:, 1] = units, rows
     before = np.flatnonzero(np.asarray(multipliers).ravel() > 0)
     weights, losses, quality = np.empty((k, m, d)), np.empty(k), np.empty(k)
     split(

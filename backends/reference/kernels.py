@@ -288,7 +288,7 @@ def chambers_at(
     clearance = np.zeros(len(subsets))
     for cell, s in enumerate(subsets):
         a = y[s, level + 1 :]
-        pivot = _relative_pivot(a)
+        pivot = _least_distance(a)
         if pivot == 0.0:
             continue
         z = np.linalg.solve(a, -c * y[s, level])
@@ -305,17 +305,9 @@ def chambers_at(
     return patterns, clearance.astype(rotated.dtype)
 
 
-def _relative_pivot(a: FloatArray) -> float:
-    """Smallest over largest pivot of Gaussian elimination with partial pivoting."""
-    u, pivots = a.copy(), []
-    for k in range(len(u)):
-        at = k + int(np.argmax(np.abs(u[k:, k])))
-        if u[at, k] == 0.0:
-            return 0.0
-        u[[k, at]] = u[[at, k]]
-        pivots.append(abs(float(u[k, k])))
-        u[k + 1 :] -= np.outer(u[k + 1 :, k] / u[k, k], u[k])
-    return min(pivots) / max(pivots) if pivots else 1.0
+def _least_distance(a: FloatArray) -> float:
+    """The smallest distance of a row from the span of those before it."""
+    return float(np.abs(np.diag(np.linalg.qr(a.T, mode="r"))).min()) if len(a) else 1.0
 
 
 def vertex_programs(

@@ -27,10 +27,10 @@ def sweep_chambers(rotated: Tensor, *, level: int, start: int, count: int) -> tu
     if r > 0 and count > 0:
         a = y[subsets][:, :, level + 1 :]
         lu, swaps, _ = torch.linalg.lu_factor_ex(a)
-        diagonal = lu.diagonal(dim1=1, dim2=2).abs()
-        smallest, largest = diagonal.amin(dim=1), diagonal.amax(dim=1)
-        singular = smallest == 0
-        pivot = torch.where(singular, 0.0, smallest / largest.clamp_min(1e-300))
+        singular = (lu.diagonal(dim1=1, dim2=2) == 0).any(dim=1)
+        # Distances of each row from the span of those before it.
+        distances = torch.linalg.qr(a.mT, mode="r").R.diagonal(dim1=1, dim2=2).abs()
+        pivot = torch.where(singular, 0.0, distances.amin(dim=1))
         lu[singular] = torch.eye(r, dtype=y.dtype, device=y.device)
         right = -c * y[:, level][subsets]
         w[:, level + 1 :] = torch.linalg.lu_solve(lu, swaps, right[:, :, None])[:, :, 0]

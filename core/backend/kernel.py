@@ -249,7 +249,7 @@ SPECS: dict[Kernel, KernelSpec] = {
         "first n−1 rows, `start` to `start`+`count` in lexicographic order, w = (0, …, 0, c, z) "
         "with Y_S w = 0; s_i = sign(Y_i·w) off S, s_S = sign(λ) with A_Sᵀλ = e_1, A_S the last r "
         "columns, s_n = +1, as int8; and the clearance of each cell: its smallest |Y_i·w|/‖w‖ or "
-        "|λ_i|/‖λ‖ times its smallest relative pivot, 0 where a pivot vanishes",
+        "|λ_i|/‖λ‖ times the smallest distance of a row of A_S from the span of those before it",
         arguments=(Argument("rotated", "n d"),),
         options=("level", "start", "count"),
         required=("level", "start", "count"),
