@@ -6,7 +6,7 @@ re-seeding of dead units and the proof of what was reached are ours.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,9 @@ from ..core.zonotope import decide
 from ..core.zonotope.pattern import check_signs
 from ..core.zonotope.skeleton import walls
 from .convex import solve_loss
-from .flips import flip_gains
+from .flips import Flips, flip_gains
 from .losses import loss_of
-from .program import ReluProblem, ReluSolution, as_solution, solve_batch, undecided_rows
+from .program import ReluProblem, ReluSolution, as_solution, undecided_rows
 
 NEIGHBOURHOODS = ("tight", "edges")
 _LEAST_DECREASE = 1e-9
@@ -121,6 +121,14 @@ class Vertices:
     backend: BackendChoice
     loss: str
     penalty: float
+    _kernels: dict[Kernel, Any] = field(default_factory=dict)
+
+    def kernel(self, kernel: Kernel) -> Any:
+        """The backend's function, chosen once: choosing costs more than a small program."""
+        if kernel not in self._kernels:
+            chosen = select_backend(self.problem.inputs, backend=self.backend, kernel=kernel)
+            self._kernels[kernel] = chosen.raw(kernel)
+        return self._kernels[kernel]
 
     def __post_init__(self) -> None:
         if self.loss == "squared" and self.penalty != 0:
@@ -143,8 +151,11 @@ class Vertices:
         """The optimum of one vertex."""
         if self.loss != "squared":
             return solve_loss(self.problem, patterns, loss=self.loss, penalty=self.penalty)
-        weights, multipliers = solve_batch(self.problem, patterns[None], backend=self.backend)
-        return as_solution(self.problem, patterns, weights[0], multipliers[0])
+        problem = self.problem
+        weights, multipliers = self.kernel(Kernel.VERTEX_PROGRAMS)(
+            problem.inputs, problem.targets, problem.signs, patterns[None]
+        )
+        return as_solution(problem, patterns, weights[0], multipliers[0])
 
     def best_neighbour(self, here: ReluSolution) -> ReluSolution | None:
         """The best vertex one edge away, if it is better; no edge is left out.
@@ -193,10 +204,7 @@ class Vertices:
 
     def _losses(self, here: ReluSolution, units: NumpyArray, rows: NumpyArray) -> FloatArray:
         problem = self.problem
-        chosen = select_backend(
-            problem.inputs, backend=self.backend, kernel=Kernel.NEIGHBOUR_PROGRAMS
-        )
-        _, losses = chosen.raw(Kernel.NEIGHBOUR_PROGRAMS)(
+        _, losses = self.kernel(Kernel.NEIGHBOUR_PROGRAMS)(
             problem.inputs,
             problem.targets,
             problem.signs,
@@ -233,9 +241,10 @@ def _search(
         if here.loss <= 1e-28 * scale:
             certificate, status = "global optimum (zero loss)", Status.CONVERGED
             break
-        better = _tight_step(vertices, here)
-        if better is None and reseed:
-            better = _reseeded(vertices, here, rng, n_directions)
+        flips = flip_gains(vertices.problem, here)
+        better = _tight_step(vertices, here, flips)
+        if better is None and reseed and flips.dead.any():
+            better = _reseeded(vertices, here, flips, rng, n_directions)
         if better is None and edges:
             better = vertices.best_neighbour(here)
         if better is None:
@@ -265,9 +274,8 @@ def _is_lower(new: float, old: float) -> bool:
     return new < old * (1 - _LEAST_DECREASE)
 
 
-def _tight_step(vertices: Vertices, here: ReluSolution) -> ReluSolution | None:
+def _tight_step(vertices: Vertices, here: ReluSolution, flips: Flips) -> ReluSolution | None:
     """Flip all tight pairs with a positive gain; if rounding spoils that, the best one alone."""
-    flips = flip_gains(vertices.problem, here)
     threshold = 1e-9 * max(float(np.abs(here.residual).max()), 1e-300)
     good = flips.gains > threshold
     if not good.any():
@@ -282,12 +290,15 @@ def _tight_step(vertices: Vertices, here: ReluSolution) -> ReluSolution | None:
 
 
 def _reseeded(
-    vertices: Vertices, here: ReluSolution, rng: np.random.Generator, n_directions: int
+    vertices: Vertices,
+    here: ReluSolution,
+    flips: Flips,
+    rng: np.random.Generator,
+    n_directions: int,
 ) -> ReluSolution | None:
     """Give the first dead unit that can help the pattern of the steepest sampled direction."""
     problem = vertices.problem
-    dead = np.flatnonzero(flip_gains(problem, here).dead)
-    for j in dead:
+    for j in np.flatnonzero(flips.dead):
         u = rng.normal(size=(n_directions, problem.inputs.shape[1]))
         u /= np.linalg.norm(u, axis=1, keepdims=True)
         slopes = problem.signs[j] * (np.maximum(u @ problem.inputs.T, 0) @ here.residual)

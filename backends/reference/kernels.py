@@ -306,8 +306,8 @@ def chambers_at(
 
 
 def _least_distance(a: FloatArray) -> float:
-    """The smallest distance of a row from the span of those before it."""
-    return float(np.abs(np.diag(np.linalg.qr(a.T, mode="r"))).min()) if len(a) else 1.0
+    """The smallest distance of a row from the span of those before it, 1 at most."""
+    return min([1.0, *np.abs(np.diag(np.linalg.qr(a.T, mode="r")))])
 
 
 def vertex_programs(

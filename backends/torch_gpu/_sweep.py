@@ -30,7 +30,7 @@ def sweep_chambers(rotated: Tensor, *, level: int, start: int, count: int) -> tu
         singular = (lu.diagonal(dim1=1, dim2=2) == 0).any(dim=1)
         # Distances of each row from the span of those before it.
         distances = torch.linalg.qr(a.mT, mode="r").R.diagonal(dim1=1, dim2=2).abs()
-        pivot = torch.where(singular, 0.0, distances.amin(dim=1))
+        pivot = torch.where(singular, 0.0, distances.amin(dim=1).clamp(max=1.0))
         lu[singular] = torch.eye(r, dtype=y.dtype, device=y.device)
         right = -c * y[:, level][subsets]
         w[:, level + 1 :] = torch.linalg.lu_solve(lu, swaps, right[:, :, None])[:, :, 0]

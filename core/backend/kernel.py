@@ -249,7 +249,8 @@ SPECS: dict[Kernel, KernelSpec] = {
         "first n−1 rows, `start` to `start`+`count` in lexicographic order, w = (0, …, 0, c, z) "
         "with Y_S w = 0; s_i = sign(Y_i·w) off S, s_S = sign(λ) with A_Sᵀλ = e_1, A_S the last r "
         "columns, s_n = +1, as int8; and the clearance of each cell: its smallest |Y_i·w|/‖w‖ or "
-        "|λ_i|/‖λ‖ times the smallest distance of a row of A_S from the span of those before it",
+        "|λ_i|/‖λ‖ times the smallest distance of a row of A_S from the span of those before it, "
+        "1 at most",
         arguments=(Argument("rotated", "n d"),),
         options=("level", "start", "count"),
         required=("level", "start", "count"),
