@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from fishertope.core.backend import Kernel
+from fishertope.core.backend import Kernel, get_backend
 from fishertope.core.testing import deviation, tolerance
 
 Call = Callable[..., Any]
@@ -56,3 +56,43 @@ def test_patterns_of_integers_are_exact(call: Call, n: int, d: int, k: int, seed
         found = call(Kernel.SIGN_PATTERNS, generators.astype(dtype), directions.astype(dtype))
         assert found.dtype == np.int8
         assert np.array_equal(found, np.sign(directions @ generators.T))
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "m", "integer"), [(12, 2, 3, False), (16, 2, 6, False), (8, 3, 4, False),
+                                 (30, 2, 2, False), (10, 2, 3, True)],
+)  # fmt: skip
+def test_no_better_neighbour_is_priced_out(n: int, d: int, m: int, integer: bool) -> None:
+    """Every single flip of solved programs, dead units and degenerate rows among them."""
+    backend = get_backend("numba")
+    programs, neighbours = (
+        backend.raw(k) for k in (Kernel.VERTEX_PROGRAMS, Kernel.NEIGHBOUR_PROGRAMS)
+    )
+    v = np.where(np.arange(m) % 2 == 0, 1.0, -1.0)
+    units, rows = np.divmod(np.arange(m * n), n)
+    better = 0
+    for seed in range(6):
+        rng = np.random.default_rng([seed, n])
+        x = rng.integers(-2, 3, (n, d)) + 0.0 if integer else rng.normal(size=(n, d))
+        x, y = np.column_stack([x, np.ones(n)]), rng.normal(size=n)
+        s = np.where(rng.normal(size=(m, d + 1)) @ x.T > 0, 1, -1).astype(np.int8)
+        (w,), (mu,) = programs(x, y, v, s[None])
+        here = _misfit(x, y, v, s, w)
+        every = np.repeat(s[None], m * n, axis=0)
+        every[np.arange(m * n), units, rows] *= -1
+        cold = [
+            _misfit(x, y, v, p, u) for p, u in zip(every, programs(x, y, v, every)[0], strict=True)
+        ]
+        limit = here * (1 - 1e-9)
+        _, warm = neighbours(x, y, v, s + 0.0, mu, units, rows, incumbent=limit)
+        for c, found in zip(cold, warm, strict=True):
+            if here > 1e-12 and c < limit * (1 - 1e-7):
+                better += 1
+                assert found == pytest.approx(c, rel=1e-7, abs=1e-9)
+            elif np.isfinite(found):
+                assert found >= limit * (1 - 1e-6)
+    assert better > 10
+
+
+def _misfit(x: Any, y: Any, v: Any, s: Any, w: Any) -> float:
+    return 0.5 * float(((v @ ((s > 0) * (w @ x.T)) - y) ** 2).sum())
