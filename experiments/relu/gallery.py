@@ -16,6 +16,7 @@ import numpy as np
 
 from ...core.report import Html, Page, curves, tag
 from ...core.storage import write_text
+from ...core.types import FloatArray
 from ...theory import greedy_search
 from ..studies import Rows
 from ..studies.documents import stored
@@ -69,7 +70,7 @@ def jump(docs: Path) -> Html:
     )
 
 
-def _by_shift(docs: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _by_shift(docs: Path, name: str) -> tuple[FloatArray, FloatArray]:
     rows = sorted(rows_of(docs, "relu-jump"), key=lambda r: r.settings["shift"])
     return np.arange(len(rows)) - 3.0, np.array([r.result[name] for r in rows])
 

@@ -141,10 +141,11 @@ def _draw_zonohedron(axes: Any) -> dict[bytes, FloatArray]:
 
 def zonohedron() -> Html:
     """The zonotope of the five homogenised points, its vertices coloured by their loss."""
-    return figure_svg(
-        lambda axes: _draw_zonohedron(axes) and None,
-        width=4.6, height=4.0, label="The zonotope of five points",
-    )  # fmt: skip
+
+    def draw(axes: Any) -> None:
+        _draw_zonohedron(axes)
+
+    return figure_svg(draw, width=4.6, height=4.0, label="The zonotope of five points")
 
 
 def greedy_path() -> Html:
