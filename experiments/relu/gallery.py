@@ -65,7 +65,7 @@ def jump(docs: Path) -> Html:
             "weight decay 1e-2 (objective)": _by_shift(docs, "weight decay"),
         },
         label="The smallest loss near six points",
-        x_label="shift of the fifth point (even steps: 0 and ±1e-4 … ±1e-1)",
+        x_label="shift −1e-1, −1e-2, −1e-3, 0, 1e-4, 1e-3, 1e-2, 1e-1, in even steps",
         y_label="smallest value",
     )
 

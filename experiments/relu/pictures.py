@@ -113,6 +113,19 @@ def _frame() -> FloatArray:
     return np.array([right, np.cross(eye, right), eye])
 
 
+def _is_seen(place: FloatArray) -> bool:
+    """Whether a point of the boundary, in the frame of the picture, has nothing before it.
+
+    A step towards the eye leaves the zonotope {z : |n·z| ≤ ½ Σ_k |n·x_k| for all normals n}.
+    """
+    x = five_points().inputs @ _frame().T
+    first, second = np.triu_indices(len(x), 1)
+    normals = np.cross(x[first], x[second])
+    bound = 0.5 * np.abs(normals @ x.T).sum(axis=1)
+    step = place + np.array((0.0, 0.0, 1e-6))
+    return bool((np.abs(normals @ step) > bound * (1 + 1e-9)).any())
+
+
 def _draw_zonohedron(axes: Any) -> dict[bytes, FloatArray]:
     """Edges and loss-coloured vertices; where each pattern's vertex is on the picture."""
     patterns, losses = _vertices()
@@ -122,16 +135,16 @@ def _draw_zonohedron(axes: Any) -> dict[bytes, FloatArray]:
     places = {node: _frame() @ (data["vertex"] - centre) for node, data in graph.nodes.items()}
     for a, b in graph.edges:
         p, q = places[a], places[b]
-        front = p[2] + q[2] > -0.25
+        front = _is_seen((p + q) / 2)
         axes.plot(
-            (p[0], q[0]), (p[1], q[1]), color=INK if front else FAINT,
-            linewidth=1.1 if front else 0.7, linestyle="-" if front else ":", zorder=2,
+            (p[0], q[0]), (p[1], q[1]), color=INK, alpha=1.0 if front else 0.4,
+            linewidth=1.1 if front else 0.8, linestyle="-" if front else ":", zorder=2,
         )  # fmt: skip
     where = {}
     vertices = (patterns > 0).astype(float) @ x
     flat = (vertices - centre) @ _frame().T
     for signs, place, colour in zip(patterns, flat, _colours(losses), strict=True):
-        axes.scatter(*place[:2], color=colour, s=42 if place[2] > -0.4 else 22, zorder=3,
+        axes.scatter(*place[:2], color=colour, s=46 if _is_seen(place) else 20, zorder=3,
                      edgecolors=INK, linewidths=0.5)  # fmt: skip
         where[signs.tobytes()] = place
     axes.set_aspect("equal")
