@@ -1,12 +1,18 @@
 """What the ReLU studies measure with: peers, equal time, and pictures."""
 
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 
-from fishertope.experiments.relu import descent, pictures
+from fishertope.experiments.relu import descent, gallery, pictures
 from fishertope.experiments.relu.greedy import TASKS, _compared, made, not_above
 from fishertope.experiments.studies import Interval, Outcome
 from fishertope.theory import ReluProblem
+
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 @pytest.fixture
@@ -112,3 +118,15 @@ def test_z8_the_path_of_the_picture_descends():
     path = [loss_of[s[0].tobytes()] for s in pictures.visited_patterns(problem, start)]
     assert len(path) >= 3
     assert (np.diff(path) < 0).all()
+
+
+def test_z8_the_page_of_pictures_is_what_the_command_writes():
+    names = [(h, t, [n for n, _ in figures]) for h, t, figures in gallery.chapters(DOCS)]
+    text = (DOCS / gallery.PAGE).read_text()
+    assert text == gallery.markdown_page(names)
+    files = re.findall(r"\]\((pictures/relu-[a-z]+\.svg)\)", text)
+    assert len(files) == len(set(files)) == sum(len(n) for _, _, n in names)
+    for name in files:
+        svg = (DOCS / name).read_text()
+        assert ElementTree.fromstring(svg).tag.endswith("svg")
+        assert "var(" not in svg
