@@ -22,8 +22,7 @@ STEPS, PARTS = 4000, 4
 
 def starts(problem: ReluProblem, count: int, rng: np.random.Generator) -> FloatArray:
     """He's normal weights (count, m, d)."""
-    n, d, m = problem.sizes
-    del n
+    _, d, m = problem.sizes
     return np.asarray(rng.normal(size=(count, m, d)) * np.sqrt(2.0 / d))
 
 

@@ -109,8 +109,8 @@ def unit(settings: Settings) -> Mapping[str, Any]:
         "greedy best": float(greedy[:count].min()),
         "greedy seconds": float(ends[count - 1]),
     } | {f"{name} rate": rate for name, rate in rates.items()}
-    for name, (more, errors, seconds) in peers.items():
-        out |= _compared(name, more, errors, seconds, greedy, ends, count)
+    for name, (again, errors, seconds) in peers.items():
+        out |= _compared(name, again, errors, seconds, greedy, ends, count)
     return out
 
 
