@@ -39,10 +39,11 @@ def _vertices() -> tuple[NumpyArray, FloatArray]:
 
 def _colours(values: FloatArray) -> Any:
     import matplotlib as mpl
+    from matplotlib.colors import to_hex
 
     low, high = float(values.min()), float(values.max())
     scale = mpl.colormaps["viridis"]
-    return [mpl.colors.to_hex(scale(0.05 + 0.9 * (v - low) / (high - low))) for v in values]
+    return [to_hex(scale(0.05 + 0.9 * (v - low) / (high - low))) for v in values]
 
 
 def _clipped(corners: FloatArray, normal: FloatArray) -> FloatArray:
