@@ -273,8 +273,8 @@ STUDY = Study(
     history=(
         "An earlier version with 6 data sets a row, Adam only, gave intervals that contained 0 in "
         "4 of 8 rows, all means in favour of greedy search. Rule, rows and numbers of starts were "
-        "then fixed from the specification, and the number of data sets raised to 10, before any "
-        "run of this version."
+        "then fixed from the specification, and the number of data sets set to 10, before the full "
+        "run; single data sets of eight rows had been run to see that the code works."
     ),
     rule=(
         "Holds if in every row the mean loss of greedy starts is below that of the best of the "
