@@ -14,22 +14,26 @@ from ...core.backend import Kernel
 from .merging import merge_diagonal, merge_linear
 
 
-def _later(kernel: Kernel) -> Callable[..., Any]:
-    """The function of that name in :mod:`.kernels`, looked up when it is first called."""
-    found: list[Callable[..., Any]] = []
+class _Later:
+    """The function of a kernel in :mod:`.kernels`, looked up when it is first called; pickles."""
 
-    def call(*arrays: Any, **options: Any) -> Any:
-        if not found:
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.__name__ = self.__qualname__ = str(kernel)
+        self._found: Callable[..., Any] | None = None
+
+    def __call__(self, *arrays: Any, **options: Any) -> Any:
+        if self._found is None:
             module = import_module(f"{__package__}.kernels")
-            found.append(getattr(module, str(kernel)))
-        return found[0](*arrays, **options)
+            self._found = getattr(module, str(self.kernel))
+        return self._found(*arrays, **options)
 
-    call.__name__ = call.__qualname__ = str(kernel)
-    return call
+    def __reduce__(self) -> tuple[type[_Later], tuple[Kernel]]:
+        return _Later, (self.kernel,)
 
 
 KERNELS: dict[Kernel, Callable[..., Any]] = {
-    **{kernel: _later(kernel) for kernel in Kernel},
+    **{kernel: _Later(kernel) for kernel in Kernel},
     Kernel.MERGE_LINEAR: merge_linear,
     Kernel.MERGE_DIAGONAL: merge_diagonal,
 }

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 ROUNDS = 2
 # Merges are tried that cost at most this share of the loss.
 WORTHWHILE = 0.5
+# A loss of less than so many roundings of the total is none: its residual is noise.
+NOISE = 64.0
 
 
 def merge_costs(V: FloatArray, S: FloatArray) -> FloatArray:
@@ -46,6 +48,8 @@ def exchanged(
     Nothing but r×r matrices is looked at where every merge would cost more than the whole loss.
     """
     xp = problem.xp
+    if loss <= NOISE * float(xp.finfo(W.dtype).eps) * problem.total:
+        return None
     V = to_numpy(problem.team.sum(xp.astype(xp.matmul(W.T, W), xp.float64)))
     S = to_numpy(xp.astype(xp.matmul(Ht.T, Ht), xp.float64))
     costs = merge_costs(V, S)

@@ -61,6 +61,10 @@ class Plan:
         """Layouts of some sites, in order."""
         return {name: layout for name, layout in self.layouts.items() if name in names}
 
+    def in_order(self, found: Mapping[str, Precision]) -> dict[str, Precision]:
+        """The precisions of all sites, in the order of the parameters."""
+        return {name: found[name] for name in self.layouts}
+
 
 def plan_of(engine: Any, parameters: tuple[Site, ...], columns: Any, *, whole: bool) -> Plan:
     """The sites of the chosen parameters: each one alone, or a layer's [W|b] together.

@@ -73,7 +73,8 @@ class _RowSums:
         return means(moments)
 
     def _tables(self, sums: Mapping[str, FloatArray], n: int) -> dict[str, Precision]:
-        return {name: Diagonal(sums[f"{name}/diagonal"] / n) for name in self._plan.tables}
+        tables = self._plan.chosen(self._plan.tables)
+        return {name: Diagonal(sums[f"{name}/diagonal"] / n) for name in tables}
 
     def _table_shapes(self) -> dict[str, tuple[int, ...]]:
         tables = self._plan.chosen(self._plan.tables)
@@ -129,7 +130,7 @@ class BlockEstimator(_RowSums):
         for name, shape in self._others().items():
             P = sums[f"{name}/block"] / n
             found[name] = DenseBlock((P + P.T) / 2, shape)
-        return found
+        return self._plan.in_order(found)
 
 
 class LowRankEstimator(_RowSums):
@@ -187,7 +188,7 @@ class LowRankEstimator(_RowSums):
             directions[:, squares == 0] = 0.0
             values = np.maximum(squares - (directions**2).sum(0), 0.0).reshape(shape)
             found[name] = LowRankDiagonal(values, directions.reshape(len(directions), *shape))
-        return found
+        return self._plan.in_order(found)
 
     def _test(self, name: str) -> FloatArray:
         """Ω (d, l) of a site."""

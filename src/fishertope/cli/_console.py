@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
 
@@ -24,6 +26,12 @@ def stderr() -> Console:
     from rich.console import Console
 
     return Console(file=sys.stderr)
+
+
+def print_page(page: Path) -> None:
+    """Where the page is; the path stays in one piece, however narrow the terminal."""
+    line = f"Open {page} in a browser."
+    stdout().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

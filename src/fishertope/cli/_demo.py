@@ -13,6 +13,7 @@ from ._console import (
     QuietOption,
     ThreadsOption,
     print_json,
+    print_page,
     stderr,
     stdout,
 )
@@ -40,6 +41,5 @@ def demo(
     if json:
         print_json(summary.results)
     elif not quiet:
-        console = stdout()
-        console.print(summary)
-        console.print(f"Open {summary.report} in a browser.", markup=False, highlight=False)
+        stdout().print(summary)
+        print_page(summary.report)

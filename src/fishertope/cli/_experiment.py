@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._console import JsonOption, QuietOption, print_json, stderr, stdout
+from ._console import JsonOption, QuietOption, print_json, print_page, stderr, stdout
 from ._long_runs import bar, ending_with
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _show(result: StudyRun) -> None:
     for table in result.summary.tables:
         console.print(table)
     console.print(
-        f"{result.study.id}: {result.summary.outcome}. {result.summary.reason}\n"
-        f"Open {result.folder / 'report.html'} in a browser.",
+        f"{result.study.id}: {result.summary.outcome}. {result.summary.reason}",
         markup=False, highlight=False,
     )  # fmt: skip
+    print_page(result.folder / "report.html")

@@ -16,6 +16,7 @@ from ._console import (
     QuietOption,
     ThreadsOption,
     print_json,
+    print_page,
     stderr,
     stdout,
 )
@@ -362,8 +363,7 @@ def report(
         from ..core.report.decomposition_exports import component_table
 
         stdout().print(component_table(made, brief=True))
-        line = f"Open {out / 'report.html'} in a browser."
-        stdout().print(line, markup=False, highlight=False)
+        print_page(out / "report.html")
 
 
 def _facts(found: Factorization) -> dict[str, Any]:

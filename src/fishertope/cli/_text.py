@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._console import JsonOption, QuietOption, print_json, stderr, stdout
+from ._console import JsonOption, QuietOption, print_json, print_page, stderr, stdout
 from ._long_runs import bar, ending_with
 
 if TYPE_CHECKING:
@@ -255,8 +255,9 @@ def _show(done: TextRun, json: bool, quiet: bool) -> None:
         console.print(
             f"{done.results['status']} after {done.training.step} steps, loss "
             f"{done.training.last_loss:.3f}" + (f"; {scores}" if scores else "") + f"\n"
-            f"Model: {done.folder / 'model'}\nOpen {done.folder / 'report.html'} in a browser.",
+            f"Model: {done.folder / 'model'}",
             markup=False, highlight=False,
         )  # fmt: skip
+        print_page(done.folder / "report.html")
     if done.results["status"] == "diverged":
         raise typer.Exit(1)

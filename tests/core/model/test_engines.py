@@ -225,12 +225,6 @@ def test_dict_batches_and_objects_with_logits():
     np.testing.assert_allclose(rows.sum((0, 1)).numpy(), engine.vjp(batch, u).numpy(), atol=1e-12)
 
 
-def test_half_precision_is_refused():
-    torch = pytest.importorskip("torch")
-    with pytest.raises(InvalidInputError, match="float32 or all float64"):
-        engine_for(torch.nn.Linear(2, 2).half())
-
-
 def test_an_unknown_model_is_refused_and_a_registered_one_is_taken():
     class Mine:
         pass
