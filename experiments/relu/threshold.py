@@ -80,7 +80,7 @@ def summarise(rows: Rows) -> Summary:
 
 def figures(rows: Rows) -> Sequence[Figure]:
     """Shares of zero loss against the width."""
-    x = np.array(WIDTHS)
+    x = np.array(sorted(rows.distinct("width")))
     series = {}
     for d in rows.distinct("d"):
         for name in ("greedy", "adam"):

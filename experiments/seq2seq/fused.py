@@ -51,7 +51,7 @@ class _RootMeanSquare(torch.autograd.Function):
 
 def root_mean_square(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``w * x / sqrt(mean(x**2) + eps)`` over the last axis; keeps x and one number a row."""
-    out: Tensor = _RootMeanSquare.apply(x, weight, eps)
+    out: Tensor = _RootMeanSquare.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -90,7 +90,7 @@ def tied_cross_entropy(h: Tensor, table: Tensor, targets: Tensor, z_loss: float 
     Differentiable once: the backward pass writes over what the forward pass kept, and autograd
     refuses a second one.
     """
-    flat: Tensor = _TiedCrossEntropy.apply(
+    flat: Tensor = _TiedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         h.reshape(-1, h.shape[-1]), table, targets.reshape(-1), z_loss
     )
     return flat.view_as(targets)

@@ -18,7 +18,7 @@ def script():
     text = (ROOT / "docs" / "merging.md").read_text()
     found = re.search(r"```python\n(from transformers import pipeline\n.*?)```", text, re.DOTALL)
     assert found
-    lines = found.group(1).strip().split("\n")
+    lines = [line for line in found.group(1).split("\n") if line.strip()]
     assert len(lines) == 5
     return found.group(1)
 

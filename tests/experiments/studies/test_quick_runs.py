@@ -38,4 +38,4 @@ def test_check_27_quick_runs_are_complete_and_repeatable(name, tmp_path):
 def _steady(result):
     """What a second run repeats: all but times of the processor, which studies of costs measure."""
     own = {"seconds", "timed"}
-    return {name: value for name, value in result.items() if not own & set(name.split())}
+    return {name: value for name, value in result.items() if not own & set(re.split("[ _]", name))}
