@@ -251,6 +251,7 @@ def solve_neighbours(  # type: ignore[no-untyped-def]
     shift = ridged_root(h0, ridge, work, root)
     count0 = _restart(rows, patterns, root, r0, q0, w0, active0, u0, sides0, before,
                       before.shape[0], -1, dv, z)  # fmt: skip
+    steps = 1
     for _ in range(50 * size + 200):
         count0, steps, _ = descend(
             rows, units, patterns, root, r0, w0, active0, u0, sides0, count0,

@@ -72,8 +72,8 @@ def _linear_pairs(
         else:
             from ._merge_kernels import linear_pair
 
-            single = [np.float32(v) for v in numbers]
-            done = linear_pair(x[r], x[1 - r], *single, out[k], out.shape[1])
+            weight, total = (np.float32(v) for v in numbers)
+            done = linear_pair(x[r], x[1 - r], weight, total, out[k], out.shape[1])
         if not done:
             return False
     return True
@@ -122,8 +122,10 @@ def _diagonal_pairs(
         else:
             from ._merge_kernels import diagonal_pair
 
-            single = [np.float32(v) for v in numbers]
-            done = diagonal_pair(x[0], x[1], f[0], f[1], *single, out[k], out.shape[1])
+            w0, w1, r0, r1, f0, f1 = (np.float32(v) for v in numbers)
+            done = diagonal_pair(
+                x[0], x[1], f[0], f[1], w0, w1, r0, r1, f0, f1, out[k], out.shape[1]
+            )
         if not done:
             return False
     return True

@@ -23,10 +23,10 @@ class _Later:
         self._found: Callable[..., Any] | None = None
 
     def __call__(self, *arrays: Any, **options: Any) -> Any:
-        if self._found is None:
-            module = import_module(f"{__package__}.kernels")
-            self._found = getattr(module, str(self.kernel))
-        return self._found(*arrays, **options)
+        found = self._found
+        if found is None:
+            found = self._found = getattr(import_module(f"{__package__}.kernels"), str(self.kernel))
+        return found(*arrays, **options)
 
     def __reduce__(self) -> tuple[type[_Later], tuple[Kernel]]:
         return _Later, (self.kernel,)

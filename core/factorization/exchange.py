@@ -63,7 +63,9 @@ def exchanged(
     # The best single component of the two: h = H₂ᵀy for the top eigenvector y of V₂S₂.
     pair = np.ix_([kept, freed], [kept, freed])
     values, vectors = np.linalg.eig(V[pair] @ S[pair])
-    y = np.abs(vectors[:, int(np.argmax(values.real))].real)  # of one sign, as all entries are
+    y = np.abs(
+        np.real(vectors[:, int(np.argmax(np.real(values)))])
+    )  # of one sign, as all entries are
     size = float(np.sqrt(max(y @ S[pair] @ y, np.finfo(float).tiny)))
     of_h, of_w = y / size, S[pair] @ y / size
     new_W, new_H = xp.asarray(W, copy=True), xp.asarray(Ht, copy=True)

@@ -104,7 +104,7 @@ def _gradients(
         delta = (a[-1] - y) / len(y)
     else:
         delta = np.exp(log_softmax(a[-1]))
-        delta[np.arange(len(y)), y] -= 1.0
+        delta[np.arange(len(y)), y.astype(np.int64)] -= 1.0
         delta /= len(y)
     out: list[FloatArray] = []
     for k in range(layers - 1, -1, -1):

@@ -53,7 +53,7 @@ def unit(settings: Settings) -> Mapping[str, Any]:
                     input_ids=inputs, attention_mask=(inputs != 0).long(), decoder_input_ids=tokens
                 ).logits
                 apart.append(float((a - b).abs().max()))
-            from ..seq2seq.decoding import greedy
+            from fishertope.experiments.seq2seq.decoding import greedy
 
             own = greedy(ours, inputs, max_new_tokens=12)
     equal = [_row(own[i].tolist()) == _row(made[i, 1:].tolist()) for i in range(len(inputs))]

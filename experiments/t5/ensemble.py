@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..seq2seq import Seq2Seq
+from fishertope.experiments.seq2seq import Seq2Seq
 
 
 class Ensemble(nn.Module):

@@ -20,7 +20,7 @@ from . import corpora
 from .tasks import ROWS, examples
 
 if TYPE_CHECKING:
-    from ..seq2seq import Seq2Seq
+    from fishertope.experiments.seq2seq import Seq2Seq
 
 INPUTS = 64
 RATE = 4e-2
@@ -143,7 +143,7 @@ class Recipe:
         """The model before any training."""
         import torch
 
-        from ..seq2seq import Seq2Seq, Seq2SeqConfig
+        from fishertope.experiments.seq2seq import Seq2Seq, Seq2SeqConfig
 
         s, words = self.facts, corpora.vocabulary(self.facts.vocabulary)
         heads = max(1, round(s.heads * self.width))

@@ -20,7 +20,8 @@ from .recipes import SIZES, Recipe, digest, pretrained
 from .tasks import ROWS, TASKS, examples, patience, task
 
 if TYPE_CHECKING:
-    from ..seq2seq import Seq2Seq
+    from fishertope.experiments.seq2seq import Seq2Seq
+
     from .ensemble import Ensemble
 
 _COMMAND = "the studies of T5"
