@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from ...core.model import LayerTerm, SiteLayout
 from ._layer_calls import Call, Unsupported
-from ._layer_rules import is_matrix, outputs_first, rule_of
+from ._layer_rules import is_matrix, outputs_first
+
+
+def _by_position(call: Call, features: Tensor, delta: Tensor | None) -> Tensor:
+    if call.rule.positions is None:
+        raise Unsupported(f"{call.name!r} has no inputs and output gradients by position")
+    return call.rule.positions(call.layer, features, delta)
 
 
 def layouts_of(layers: Sequence[nn.Module], names: Mapping[Tensor, str]) -> dict[str, SiteLayout]:
@@ -88,10 +94,7 @@ class Terms:
         )
 
     def _features(self, call: Call) -> Tensor:
-        rule = rule_of(call.layer)
-        assert rule is not None
-        assert rule.positions is not None
-        return rule.positions(call.layer, call.ready(), None)
+        return _by_position(call, call.ready(), None)
 
     def _deltas(
         self, site: str, deltas: Sequence[Tensor | None], features: Sequence[Tensor]
@@ -105,10 +108,7 @@ class Terms:
         for i, delta, a in zip(members, found, features, strict=True):
             call = self._calls[i]
             d = like.new_zeros(len(like), *call.shape) if delta is None else delta
-            rule = rule_of(call.layer)
-            assert rule is not None
-            assert rule.positions is not None
-            parts.append(rule.positions(call.layer, a, d))
+            parts.append(_by_position(call, a, d))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def _kept(self, call: Call, a: Tensor) -> Tensor | None:

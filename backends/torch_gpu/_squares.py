@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._layer_calls import Call, chosen
 from ._layer_rules import Grads, Squares, TableRows
 
+Pooled: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Squares]
 # Per-example gradients that are only squared and summed take at most this many bytes at a time.
 BLOCK_BYTES = 32 << 20
 
@@ -28,7 +30,7 @@ class SquareSums:
         self._rows: dict[str, list[TableRows]] = {}
         self._norms: Grads = {}
         # By layer of one position an example: Σ over roots of δ∘δ (n, o).
-        self._pools: dict[int, tuple[Call, Tensor]] = {}
+        self._pools: dict[int, tuple[Call, Pooled, Tensor]] = {}
 
     def finish(self) -> tuple[dict[str, Tensor | TableRows], Grads]:
         """What was added.
@@ -40,9 +42,8 @@ class SquareSums:
         norms : dict of str to Tensor (n,)
             The same summed over the entries instead of the examples.
         """
-        for call, pool in self._pools.values():
-            assert call.rule.pooled is not None
-            self._tell_layer(call, call.rule.pooled(call.layer, call.ready(), pool))
+        for call, pooled, pool in self._pools.values():
+            self._tell_layer(call, pooled(call.layer, call.ready(), pool))
         self._pools = {}
         return self._sums(), self._norms
 
@@ -89,12 +90,13 @@ class SquareSums:
         """By the layer's own rule for sums of squares, where it has one."""
         if delta is None:
             return True
-        if call.rule.pooled is not None and len(call.shape) == 2:
-            pool = self._pools[number][1] if number in self._pools else None
+        pooled = call.rule.pooled
+        if pooled is not None and len(call.shape) == 2:
+            pool = self._pools[number][2] if number in self._pools else None
             for one in delta:
                 pool = one.square() if pool is None else pool.addcmul_(one, one)
             if pool is not None:
-                self._pools[number] = call, pool
+                self._pools[number] = call, pooled, pool
             return True
         found = call.rule.squares and call.rule.squares(call.layer, call.ready(), delta)
         if not found:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from fishertope.core.errors import FishertopeError
-
 ROOT = Path(__file__).parents[3]
 TASKS = ("sentiment/yelp", "sentiment/imdb")
 
@@ -34,18 +32,14 @@ def run(folder, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("method", ["regmean", "fisher", "isotropic"])
-def test_d6_the_merged_checkpoint_opens_in_transformers(tmp_path, monkeypatch, method):
+def test_d6_the_merged_checkpoint_opens_in_transformers(tmp_path, monkeypatch, method, need_data):
+    need_data("sentiment")
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     from fishertope.experiments.merging.sentence_checkpoints import write_checkpoints
 
     small = {"tasks": TASKS, "base": "bert-tiny", "steps": 4, "examples": 8}
-    try:
-        made = write_checkpoints(tmp_path / "merged", method=method, **small)
-    except FishertopeError as error:
-        if "fetch" in str(error):
-            pytest.skip("the reviews have not been fetched")
-        raise
+    made = write_checkpoints(tmp_path / "merged", method=method, **small)
     assert [p.name for p in made.values()] == ["sentiment-yelp", "sentiment-imdb"]
     load = transformers.AutoModelForSequenceClassification.from_pretrained
     one, two = (load(p).state_dict() for p in made.values())
