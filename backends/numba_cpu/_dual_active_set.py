@@ -20,101 +20,53 @@ _REGULAR = 1e-7
 _ORDER = {"reassoc", "contract", "nsz"}
 _MINUS_ZERO = np.uint64(1 << 63)
 
-
-@njit(cache=True, nogil=True)
-def lengths_of(x):  # type: ignore[no-untyped-def]
-    """‖x_i‖, 1 for zero rows."""
-    lengths = np.empty(x.shape[0])
-    for i in range(x.shape[0]):
-        total = 0.0
-        for a in range(x.shape[1]):
-            total += x[i, a] * x[i, a]
-        lengths[i] = np.sqrt(total) if total > 0 else 1.0
-    return lengths
+# Numba counts references to every array that a function is handed, which took a third of the time
+# of these short loops. Functions that neither make an array nor take a slice of one need no counts
+# (numba refuses to compile others so).
+LEAN = {"cache": True, "nogil": True, "_nrt": False}
 
 
-@njit(cache=True, nogil=True)
-def unit_rows(x, lengths):  # type: ignore[no-untyped-def]
-    """Rows x_i / ‖x_i‖ (n, d), and their transpose, contiguous both."""
-    n, d = x.shape
-    rows, columns = np.empty((n, d)), np.empty((d, n))
-    for i in range(n):
-        for a in range(d):
-            rows[i, a] = x[i, a] / lengths[i]
-            columns[a, i] = rows[i, a]
-    return rows, columns
+@njit(**LEAN)
+def clear(vector):  # type: ignore[no-untyped-def]
+    """Write zeros."""
+    for e in range(vector.shape[0]):
+        vector[e] = 0.0
 
 
-@njit(cache=True, nogil=True)
-def moments_of(x, y):  # type: ignore[no-untyped-def]
-    """Row i: the upper triangle of x_i x_iᵀ, then y_i x_i."""
-    n, d = x.shape
-    half = d * (d + 1) // 2
-    out = np.empty((n, half + d))
-    for i in range(n):
-        at = 0
-        for a in range(d):
-            for b in range(a, d):
-                out[i, at] = x[i, a] * x[i, b]
-                at += 1
-        for a in range(d):
-            out[i, half + a] = y[i] * x[i, a]
-    return out
+@njit(**LEAN)
+def copy(source, target):  # type: ignore[no-untyped-def]
+    """Write a vector into another."""
+    for e in range(source.shape[0]):
+        target[e] = source[e]
 
 
-@njit(cache=True, nogil=True)
-def assemble(moments, v, on, masks, blocks, h, q):  # type: ignore[no-untyped-def]
-    """H = ΦᵀΦ and q = Φᵀy for Φ = [v_1 A_1 X, …, v_m A_m X].
-
-    on (m, n): activities 0 or 1. The block (j, k) of H is v_j v_k Σ_i on_ji on_ki x_i x_iᵀ: one
-    product of ``masks`` (pairs, n) and the moments gives them all.
-    """
-    m, n = on.shape
-    d = h.shape[0] // m
-    half = d * (d + 1) // 2
-    pair = 0
-    for j in range(m):
-        for k in range(j, m):
-            for i in range(n):
-                masks[pair, i] = on[j, i] * on[k, i]
-            pair += 1
-    np.dot(masks, moments, blocks)
-    pair = 0
-    for j in range(m):
-        for a in range(d):
-            q[j * d + a] = v[j] * blocks[pair, half + a]
-        for k in range(j, m):
-            sign, at = v[j] * v[k], 0
-            for a in range(d):
-                for b in range(a, d):
-                    value = sign * blocks[pair, at]
-                    h[j * d + a, k * d + b] = value
-                    h[k * d + b, j * d + a] = value
-                    h[j * d + b, k * d + a] = value
-                    h[k * d + a, j * d + b] = value
-                    at += 1
-            pair += 1
+@njit(**LEAN)
+def copy_rows(source, target):  # type: ignore[no-untyped-def]
+    """Write a matrix into another."""
+    for k in range(source.shape[0]):
+        for e in range(source.shape[1]):
+            target[k, e] = source[k, e]
 
 
-@njit(cache=True, nogil=True, fastmath=_ORDER)
+@njit(fastmath=_ORDER, **LEAN)
 def _row_to_row(factor, source, k, target, c, start, stop):  # type: ignore[no-untyped-def]
     for e in range(start, stop):
         target[c, e] += factor * source[k, e]
 
 
-@njit(cache=True, nogil=True, fastmath=_ORDER)
+@njit(fastmath=_ORDER, **LEAN)
 def _row_to_vector(factor, source, k, target):  # type: ignore[no-untyped-def]
     for e in range(target.shape[0]):
         target[e] += factor * source[k, e]
 
 
-@njit(cache=True, nogil=True, fastmath=_ORDER)
+@njit(fastmath=_ORDER, **LEAN)
 def _vector_to_row(factor, source, target, k):  # type: ignore[no-untyped-def]
     for e in range(source.shape[0]):
         target[k, e] += factor * source[e]
 
 
-@njit(cache=True, nogil=True, fastmath=_ORDER)
+@njit(fastmath=_ORDER, **LEAN)
 def _row_dot(rows, k, vector):  # type: ignore[no-untyped-def]
     total = 0.0
     for e in range(vector.shape[0]):
@@ -122,7 +74,7 @@ def _row_dot(rows, k, vector):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True, nogil=True, fastmath=_ORDER)
+@njit(fastmath=_ORDER, **LEAN)
 def square_of(vector, start):  # type: ignore[no-untyped-def]
     """Σ_{e ≥ start} vector_e²."""
     total = 0.0
@@ -131,15 +83,16 @@ def square_of(vector, start):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def inverse_root(h, jt):  # type: ignore[no-untyped-def]
     """Overwrite the upper triangle of ``h`` by Lᵀ, H = LLᵀ, and ``jt`` by L⁻¹: H⁻¹ = jtᵀ jt.
 
     Returns the smallest pivot, which is small where H is nearly singular.
     """
     size = h.shape[0]
-    jt[:, :] = 0.0
     for k in range(size):
+        for e in range(size):
+            jt[k, e] = 0.0
         jt[k, k] = 1.0
     least = np.inf
     for k in range(size):
@@ -158,7 +111,7 @@ def inverse_root(h, jt):  # type: ignore[no-untyped-def]
     return least
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def ridged_root(h, ridge, work, jt):  # type: ignore[no-untyped-def]
     """As :func:`inverse_root` of H + shift·I, in ``work``; returns the shift.
 
@@ -182,30 +135,30 @@ def ridged_root(h, ridge, work, jt):  # type: ignore[no-untyped-def]
     return shift
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def times_rows(jt, vector, out):  # type: ignore[no-untyped-def]
     """The product of ``jt`` and a vector."""
     for k in range(jt.shape[0]):
         out[k] = _row_dot(jt, k, vector)
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def add_rows(jt, factors, start, stop, scale, out):  # type: ignore[no-untyped-def]
     """Add scale · Σ_k factors_k jt_k over k = start:stop to ``out``."""
     for k in range(start, stop):
         _row_to_vector(scale * factors[k], jt, k, out)
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def unconstrained(jt, q, dv, w):  # type: ignore[no-untyped-def]
     """Write H⁻¹q into ``w``; returns the largest modulus."""
     times_rows(jt, q, dv)
-    w[:] = 0.0
+    clear(w)
     add_rows(jt, dv, 0, w.shape[0], 1.0, w)
     return reach(w)
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def reach(w):  # type: ignore[no-untyped-def]
     """The largest modulus."""
     top = 0.0
@@ -214,7 +167,7 @@ def reach(w):  # type: ignore[no-untyped-def]
     return top
 
 
-@njit(cache=True, nogil=True, fastmath=_ORDER)
+@njit(fastmath=_ORDER, **LEAN)
 def _products(columns, w, first, out, j):  # type: ignore[no-untyped-def]
     """out_j = x_i·w_j for all rows, columns (d, n), w_j = w[first:first + d]; four at a time."""
     d, n = columns.shape
@@ -241,13 +194,13 @@ def _products(columns, w, first, out, j):  # type: ignore[no-untyped-def]
             out[j, i] += f1 * columns[a, i]
 
 
-@njit(cache=True, nogil=True, fastmath=_ORDER)
+@njit(fastmath=_ORDER, **LEAN)
 def _times_signs(values, signs, j):  # type: ignore[no-untyped-def]
     for i in range(values.shape[1]):
         values[j, i] *= signs[j, i]
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def _largest_bits(bits, j):  # type: ignore[no-untyped-def]
     top = np.uint64(0)
     for i in range(bits.shape[1]):
@@ -255,7 +208,7 @@ def _largest_bits(bits, j):  # type: ignore[no-untyped-def]
     return top
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def violations(columns, sides, w, tol, products, found):  # type: ignore[no-untyped-def]
     """Each unit's most violated constraint into ``found`` (m,), −1 where none is by ``tol``.
 
@@ -284,7 +237,7 @@ def violations(columns, sides, w, tol, products, found):  # type: ignore[no-unty
     return unit
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def value_at(rows, sides, w, j, i):  # type: ignore[no-untyped-def]
     """s_ji x_i·w_j, 0 for a constraint that does not count."""
     d = rows.shape[1]
@@ -294,7 +247,7 @@ def value_at(rows, sides, w, j, i):  # type: ignore[no-untyped-def]
     return total * sides[j, i]
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def descend(  # type: ignore[no-untyped-def]
     rows, columns, patterns, jt, r, w, active, u, sides, count, tol, dv, ratio, z, products,
     found,
@@ -324,7 +277,7 @@ def descend(  # type: ignore[no-untyped-def]
     return count, max(steps, 1), total
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def slope(columns, y, v, on, w, misfit, products, gradient):  # type: ignore[no-untyped-def]
     """Write Φw − y into ``misfit`` and Φᵀ(Φw − y) into ``gradient``; returns the loss.
 
@@ -338,7 +291,7 @@ def slope(columns, y, v, on, w, misfit, products, gradient):  # type: ignore[no-
     return loss
 
 
-@njit(cache=True, nogil=True, fastmath=_ORDER)
+@njit(fastmath=_ORDER, **LEAN)
 def _masked_dot(columns, a, on, j, misfit):  # type: ignore[no-untyped-def]
     total = 0.0
     for i in range(misfit.shape[0]):
@@ -346,13 +299,13 @@ def _masked_dot(columns, a, on, j, misfit):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True, nogil=True, fastmath=_ORDER)
+@njit(fastmath=_ORDER, **LEAN)
 def _add_masked(factor, mask, values, j, out):  # type: ignore[no-untyped-def]
     for i in range(out.shape[0]):
         out[i] += factor * (mask[j, i] * values[j, i])
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def loss_at(columns, y, v, on, w, misfit, products):  # type: ignore[no-untyped-def]
     """½‖Φw − y‖²."""
     d, n = columns.shape
@@ -364,21 +317,34 @@ def loss_at(columns, y, v, on, w, misfit, products):  # type: ignore[no-untyped-
     return 0.5 * square_of(misfit, 0)
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def sides_of(rows, patterns, jt, which, dv):  # type: ignore[no-untyped-def]
     """Write Jᵀg of one constraint into ``dv`` and return its square; O(d) a row of jt."""
     n, d = rows.shape
     j, i = which // n, which % n
     sign, first = patterns[j, i], j * d
-    for k in range(jt.shape[0]):
-        total = 0.0
-        for a in range(d):
-            total += jt[k, first + a] * rows[i, a]
-        dv[k] = total * sign
+    if d >= 4:
+        g1, g2, g3, g4 = rows[i, 0], rows[i, 1], rows[i, 2], rows[i, 3]
+        for k in range(jt.shape[0]):
+            total = (
+                g1 * jt[k, first]
+                + g2 * jt[k, first + 1]
+                + g3 * jt[k, first + 2]
+                + g4 * jt[k, first + 3]
+            )
+            for a in range(4, d):
+                total += jt[k, first + a] * rows[i, a]
+            dv[k] = total * sign
+    else:
+        for k in range(jt.shape[0]):
+            total = 0.0
+            for a in range(d):
+                total += jt[k, first + a] * rows[i, a]
+            dv[k] = total * sign
     return square_of(dv, 0)
 
 
-@njit(cache=True, nogil=True, fastmath=_ORDER)
+@njit(fastmath=_ORDER, **LEAN)
 def triangle_solve(r, right, count, out):  # type: ignore[no-untyped-def]
     """R⁻¹ right for the leading ``count`` rows, column by column."""
     for k in range(count):
@@ -390,7 +356,7 @@ def triangle_solve(r, right, count, out):  # type: ignore[no-untyped-def]
             out[e] -= value * r[k, e]
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def drop(jt, r, active, u, at, count):  # type: ignore[no-untyped-def]
     """Take constraint number ``at`` out of the working set of ``count``."""
     for k in range(at, count - 1):
@@ -413,7 +379,7 @@ def drop(jt, r, active, u, at, count):  # type: ignore[no-untyped-def]
         _rotate(jt, k, c, s)
 
 
-@njit(cache=True, nogil=True, fastmath=_ORDER)
+@njit(fastmath=_ORDER, **LEAN)
 def _rotate(rows, k, c, s):  # type: ignore[no-untyped-def]
     for e in range(rows.shape[1]):
         a, b = rows[k, e], rows[k + 1, e]
@@ -421,7 +387,7 @@ def _rotate(rows, k, c, s):  # type: ignore[no-untyped-def]
         rows[k + 1, e] = c * b - s * a
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def add(jt, r, dv, active, u, which, fresh, count, z):  # type: ignore[no-untyped-def]
     """Put a constraint with sides dv into the working set of ``count``.
 
@@ -445,7 +411,7 @@ def add(jt, r, dv, active, u, which, fresh, count, z):  # type: ignore[no-untype
     active[count], u[count] = which, fresh
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def enter(rows, patterns, jt, r, w, active, u, sides, which, value, count, dv, ratio, z):  # type: ignore[no-untyped-def]
     """Bring one violated constraint into the working set, dropping others on the way.
 
@@ -471,7 +437,7 @@ def enter(rows, patterns, jt, r, w, active, u, sides, which, value, count, dv, r
             u[k] = max(0.0, u[k] - step * ratio[k])
         if primal < np.inf:
             gain += step * free * (0.5 * step + fresh)
-            z[:] = 0.0
+            clear(z)
             add_rows(jt, dv, count, size, 1.0, z)
             for e in range(size):
                 w[e] += step * z[e]

@@ -10,31 +10,34 @@ vertex. Only the others are solved, from the wall's working set.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import njit
 
 from ._dual_active_set import (
+    LEAN,
     SPAN,
     add,
     add_rows,
-    assemble,
+    clear,
+    copy,
+    copy_rows,
     descend,
     drop,
     enter,
-    lengths_of,
     loss_at,
-    moments_of,
     reach,
     ridged_root,
     sides_of,
     times_rows,
     triangle_solve,
-    unit_rows,
 )
+from ._program_assembly import assemble, lengths_of, moments_of, unit_rows
 from ._vertex_program_kernels import FEASIBLE, finish, height_of
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def _turn(x, y, v, on, j, i, h, q):  # type: ignore[no-untyped-def]
     """H and q after the activity of (j, i) is turned: one row of Φ changes."""
     d, m = x.shape[1], v.shape[0]
@@ -54,7 +57,7 @@ def _turn(x, y, v, on, j, i, h, q):  # type: ignore[no-untyped-def]
             h[j * d + a, j * d + b] += sign * x[i, a] * x[i, b]
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def _restart(rows, patterns, jt, r, q, w, active, u, sides, before, total, skip, dv, z):  # type: ignore[no-untyped-def]
     """The minimiser on as much of an old working set as keeps its multipliers ≥ 0.
 
@@ -72,7 +75,7 @@ def _restart(rows, patterns, jt, r, q, w, active, u, sides, before, total, skip,
             free += dv[e] * dv[e]
         if free <= 1e-10 * whole:
             continue
-        z[:] = 0.0
+        clear(z)
         add_rows(jt, dv, count, size, 1.0, z)
         add(jt, r, dv, active, u, which, 0.0, count, z)
         sides[which // n, which % n] = 0.0
@@ -92,12 +95,12 @@ def _restart(rows, patterns, jt, r, q, w, active, u, sides, before, total, skip,
         sides[gone // n, gone % n] = patterns[gone // n, gone % n]
         drop(jt, r, active, u, at, count)
         count -= 1
-    w[:] = 0.0
+    clear(w)
     add_rows(jt, dv, count, size, 1.0, w)
     return count
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def _force(x, y, v, on, w, j, i, length):  # type: ignore[no-untyped-def]
     """v_j r_i ‖x_i‖: by what the multiplier of (j, i) differs on the two sides of its wall."""
     d = x.shape[1]
@@ -111,7 +114,7 @@ def _force(x, y, v, on, w, j, i, length):  # type: ignore[no-untyped-def]
     return v[j] * misfit * length
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def _wall_is_optimal(  # type: ignore[no-untyped-def]
     x, y, v, rows, on, patterns, jt, r, w, u, count, j, i, length, dv, ratio, z
 ):
@@ -133,24 +136,24 @@ def _wall_is_optimal(  # type: ignore[no-untyped-def]
     for k in range(count):
         if u[k] + step * ratio[k] < 0.0:  # the new constraint's ratios are −ratio
             return 0
-    z[:] = w
+    copy(w, z)
     add_rows(jt, dv, count, size, -step, z)
     return 1 if step + _force(x, y, v, on, z, j, i, length) >= 0.0 else -1
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def _price(  # type: ignore[no-untyped-def]
-    x, y, v, rows, lengths, on, patterns, j, i, root, r0, w0, u0, active0, sides0, count0,
+    x, y, v, rows, lengths, on, patterns, j, i, root, r0, w0, u0, active0, count0,
     jt, r, w, u, active, sides, kept, dv, ratio, z,
 ):  # fmt: skip
     """Whether the neighbour across (j, i) can be better: False is proven.
 
     The second value is the size of a working set to start it from, in ``kept``. Arrays with 0
-    belong to the vertex; the others are workspace.
+    belong to the vertex; the others are workspace, ``sides`` only written to.
     """
     n, d = x.shape
     which = j * n + i
-    kept[:] = active0
+    copy(active0, kept)
     for k in range(count0):
         if active0[k] == which:  # on the wall already
             return _force(x, y, v, on, w0, j, i, lengths[i]) < u0[k], count0
@@ -159,9 +162,13 @@ def _price(  # type: ignore[no-untyped-def]
     )
     if answer != 0:
         return answer < 0, count0
-    jt[:, :] = root  # others leave the working set on the way to the wall
-    r[:, :] = r0
-    w[:], u[:], active[:], sides[:, :] = w0, u0, active0, sides0
+    copy_rows(root, jt)  # others leave the working set on the way to the wall
+    for k in range(count0):
+        for e in range(k + 1):
+            r[k, e] = r0[k, e]
+    copy(w0, w)
+    copy(u0, u)
+    copy(active0, active)
     patterns[j, i] = -patterns[j, i]
     slack = 0.0
     for a in range(d):
@@ -171,14 +178,14 @@ def _price(  # type: ignore[no-untyped-def]
         rows, patterns, jt, r, w, active, u, sides, which, gap, count0, dv, ratio, z
     )  # fmt: skip
     patterns[j, i] = -patterns[j, i]
-    kept[:] = active
+    copy(active, kept)
     for k in range(total):
         if active[k] == which:
             return u[k] + _force(x, y, v, on, w, j, i, lengths[i]) < 0.0, total
     return True, total
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def _solve_turned(  # type: ignore[no-untyped-def]
     columns, units, rows, y, v, patterns, on, h, q, shift, work, which, kept, total, incumbent,
     height, longest, jt, r, w, u, active, sides, dv, ratio, z, misfit, lines, spare, found,
@@ -189,7 +196,7 @@ def _solve_turned(  # type: ignore[no-untyped-def]
     """
     unit = height / longest
     limit = 50 * w.shape[0] + 200
-    sides[:, :] = patterns
+    copy_rows(patterns, sides)
     count = _restart(rows, patterns, jt, r, q, w, active, u, sides, kept, total, which, dv, z)
     value = loss_at(columns, y, v, on, w, misfit, lines) + 0.5 * _bias(w, shift)
     moves = 0
@@ -217,11 +224,13 @@ def _solve_turned(  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def solve_neighbours(  # type: ignore[no-untyped-def]
-    start, stop, x, y, v, base, before, flips, ridge, incumbent, out_w, bounds, quality
-):
-    """Programs of ``base`` (m, n) with one sign turned, from its working set ``before``.
+    start, stop, x, exponents, y, v, base, multipliers, units_of, rows_of, ridge, incumbent, out_w,
+    bounds, quality,
+):  # fmt: skip
+    """Programs of ``base`` (m, n) with one sign turned, from its working set.
 
-    flips (k, 2): pairs (unit, row). A program is left as soon as it is known not to be below
+    x, exponents: of :func:`scaled_columns`; multipliers (m, n): those > 0 are the working set;
+    units_of, rows_of (k,): the sign. A program is left as soon as it is known not to be below
     ``incumbent``; then its bound is infinite. Otherwise ``bounds`` holds the loss of its optimum.
     """
     n, d = x.shape
@@ -240,6 +249,11 @@ def solve_neighbours(  # type: ignore[no-untyped-def]
     rows, units = unit_rows(x, lengths)
     columns = np.ascontiguousarray(x.T)
     moments = moments_of(x, y)
+    before, held = np.empty(m * n, dtype=np.int64), 0
+    for which in range(m * n):
+        if multipliers[which // n, which % n] > 0:
+            before[held] = which
+            held += 1
     patterns, on, sides0, sides = base.copy(), np.empty((m, n)), base.copy(), base.copy()
     for j in range(m):
         for i in range(n):
@@ -250,7 +264,7 @@ def solve_neighbours(  # type: ignore[no-untyped-def]
     # The vertex itself: its optimum is where every neighbour's dual steps start.
     shift = ridged_root(h0, ridge, work, root)
     count0 = _restart(rows, patterns, root, r0, q0, w0, active0, u0, sides0, before,
-                      before.shape[0], -1, dv, z)  # fmt: skip
+                      held, -1, dv, z)  # fmt: skip
     steps = 1
     for _ in range(50 * size + 200):
         count0, steps, _ = descend(
@@ -262,13 +276,13 @@ def solve_neighbours(  # type: ignore[no-untyped-def]
     here = loss_at(columns, y, v, on, w0, misfit, lines)
     priced = steps == 0 and here - 0.5 * _bias(w0, shift) >= incumbent
     for flip in range(start, stop):
-        j, i = flips[flip, 0], flips[flip, 1]
+        j, i = units_of[flip], rows_of[flip]
         better, total = True, count0
         kept[:] = active0
         if priced:
             better, total = _price(
-                x, y, v, rows, lengths, on, patterns, j, i, root, r0, w0, u0, active0, sides0,
-                count0, jt, r, w, u, active, sides, kept, dv, ratio, z,
+                x, y, v, rows, lengths, on, patterns, j, i, root, r0, w0, u0, active0, count0,
+                jt, r, w, u, active, sides, kept, dv, ratio, z,
             )  # fmt: skip
         bounds[flip], quality[flip] = np.inf, 0.0
         if better:
@@ -287,10 +301,11 @@ def solve_neighbours(  # type: ignore[no-untyped-def]
             on[j, i] = 1.0 - on[j, i]
         for k in range(m):
             for a in range(d):
-                out_w[flip, k, a] = w[k * d + a] if bounds[flip] < np.inf else 0.0
+                solved = bounds[flip] < np.inf
+                out_w[flip, k, a] = math.ldexp(w[k * d + a], -exponents[a]) if solved else 0.0
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def _bias(w, shift):  # type: ignore[no-untyped-def]
     """What the ridge may have added to a bound."""
     total = 0.0

@@ -33,7 +33,8 @@ def split(loop: Callable[..., None], n: int, *args: Any, work: int) -> None:
     work : int
         Entries touched in all; decides how many threads are worth it.
     """
-    threads = max(1, min(current_threads(), n, work // _GRAIN))
+    threads = min(n, work // _GRAIN)
+    threads = min(threads, current_threads()) if threads > 1 else 1
     if threads == 1:
         loop(0, n, *args)
         return

@@ -6,20 +6,18 @@ import numpy as np
 from numba import njit
 
 from ._dual_active_set import (
+    LEAN,
     add_rows,
-    assemble,
     descend,
-    lengths_of,
-    moments_of,
     reach,
     ridged_root,
     slope,
     times_rows,
     triangle_solve,
     unconstrained,
-    unit_rows,
     violations,
 )
+from ._program_assembly import assemble, lengths_of, moments_of, unit_rows
 
 # A violation below this share of the largest weight counts as rounding.
 FEASIBLE = 1e-13
@@ -27,7 +25,7 @@ FEASIBLE = 1e-13
 _SETTLED = 1e-14
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAN)
 def height_of(y):  # type: ignore[no-untyped-def]
     """‖y‖."""
     total = 0.0

@@ -16,7 +16,7 @@ from ...core.backend.layout import DenseLayer, dense_layout
 from ...core.backend.subsets import subset_of_rank
 from ...core.backend.threads import serial_blas
 from ...core.types import FloatArray, IntArray, NumpyArray
-from ...core.zonotope.cone_program import column_scaled, vertex_program
+from ...core.zonotope.cone_program import vertex_program
 from ._factor_kernels import descend, scale_segments, segment_products
 from ._fisher_kernels import (
     RELU,
@@ -28,6 +28,7 @@ from ._fisher_kernels import (
     write_square_sums,
 )
 from ._neighbour_kernels import solve_neighbours
+from ._program_assembly import scaled_columns
 from ._sparse_kernels import columns_times, rows_times
 from ._split import split
 from ._split_cells_kernels import split_cells
@@ -405,8 +406,7 @@ def vertex_programs(
     if s.dtype != np.int8:
         s = np.where(s > 0, np.int8(1), np.int8(-1))
     (n, d), (b, m, _) = x.shape, s.shape
-    scaled, exponents = column_scaled(x)
-    x = np.ascontiguousarray(scaled, dtype=np.float64)
+    x, exponents = scaled_columns(x)
     weights, multipliers = np.empty((b, m, d)), np.empty((b, m, n))
     quality = np.empty(b)
     work = b * n * m * m * d * d
@@ -435,24 +435,22 @@ def neighbour_programs(
         for a in (generators, targets, unit_signs, patterns)
     )
     d, m, k = x.shape[1], len(v), len(units)
-    scaled, exponents = column_scaled(x)
-    x = np.ascontiguousarray(scaled, dtype=np.float64)
-    pairs = np.empty((k, 2), dtype=np.int64)
-    pairs[:, 0], pairs[:, 1] = units, rows
-    before = np.flatnonzero(np.asarray(multipliers).ravel() > 0)
+    x, exponents = scaled_columns(x)
+    force = np.ascontiguousarray(multipliers)
+    j, i = np.ascontiguousarray(units, np.int64), np.ascontiguousarray(rows, np.int64)
     weights, losses, quality = np.empty((k, m, d)), np.empty(k), np.empty(k)
     split(
-        solve_neighbours, k, x, y, v, s, before, pairs, RIDGE, float(incumbent), weights, losses,
-        quality, work=k * (m * d) ** 3,
+        solve_neighbours, k, x, exponents, y, v, s, force, j, i, RIDGE, float(incumbent), weights,
+        losses, quality, work=k * (m * d) ** 3,
     )  # fmt: skip
     for at in np.flatnonzero(~(quality <= UNFINISHED)):
         turned = s.copy()
-        turned[pairs[at, 0], pairs[at, 1]] *= -1
-        weights[at], _ = vertex_program(x, y, v, turned)
-        misfit = v @ ((turned > 0) * (weights[at] @ x.T)) - y
+        turned[j[at], i[at]] *= -1
+        own, _ = vertex_program(x, y, v, turned)
+        weights[at] = np.ldexp(own, -exponents)
+        misfit = v @ ((turned > 0) * (own @ x.T)) - y
         losses[at] = 0.5 * float(misfit @ misfit)
         if losses[at] >= incumbent:
             weights[at], losses[at] = 0.0, np.inf
-    weights = np.ldexp(weights, -exponents)
     dtype = generators.dtype
     return weights.astype(dtype, copy=False), losses.astype(dtype, copy=False)
