@@ -303,10 +303,15 @@ def solve_with_cvxpy(problem: ReluProblem, patterns: Array, *, solver: str = "CL
         cp.Minimize(0.5 * cp.sum_squares(outputs - problem.targets)),
         [cp.multiply(s.astype(float), products) >= 0],
     )
-    with warnings.catch_warnings():
-        # Tolerances are beyond what the solver promises; its best is taken.
-        warnings.filterwarnings("ignore", message="Solution may be inaccurate")
-        goal.solve(solver=solver, tol_gap_abs=1e-12, tol_gap_rel=1e-12, tol_feas=1e-12)
-    if goal.status not in ("optimal", "optimal_inaccurate"):
-        raise SolveFailedError(f"cvxpy with {solver} ended with status {goal.status!r}.")
-    return float(np.asarray(goal.value))
+    # The first tolerance is beyond what the solver promises: its best is taken. Where it gives up
+    # on degenerate cones, the second is asked for.
+    for tol in (1e-12, 1e-10):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Solution may be inaccurate")
+            try:
+                goal.solve(solver=solver, tol_gap_abs=tol, tol_gap_rel=tol, tol_feas=tol)
+            except cp.error.SolverError:
+                continue
+        if goal.status in ("optimal", "optimal_inaccurate"):
+            return float(np.asarray(goal.value))
+    raise SolveFailedError(f"cvxpy with {solver} gives no optimal value: {goal.status!r}.")
