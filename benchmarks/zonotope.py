@@ -30,8 +30,8 @@ from fishertope.theory import (
 )
 
 SECONDS, REPEATS = 2.0, 7
-# (JOBS_N, 4) has 9 million vertices: more than 2 seconds for one process.
-JOBS_N = 300
+# (JOBS_N, 4) has 21 million vertices: more than 2 seconds for one process.
+JOBS_N = 400
 
 
 def median_rate(work: Callable[[], int], seconds: float, repeats: int) -> dict[str, float]:

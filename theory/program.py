@@ -183,10 +183,13 @@ def undecided_rows(problem: ReluProblem, solution: ReluSolution) -> list[int]:
     x = problem.inputs
     top = np.abs(x).max(axis=0)
     scaled = x / np.where(top > 0, top, 1.0)
+    # A force below this is rounding: its constraint may just as well not be in the way.
+    least = _CLEAR * float(np.linalg.norm(problem.targets))
+    lengths = np.linalg.norm(scaled, axis=1)
     blocks = []
     for s, v, mu in zip(solution.patterns, problem.signs, solution.multipliers, strict=True):
         block = v * (s > 0)[:, None] * scaled
-        tight = scaled[mu > 0]
+        tight = scaled[mu * lengths > least]
         if len(tight):
             tight = tight / np.linalg.norm(tight, axis=1, keepdims=True)
             _, values, right = np.linalg.svd(tight)

@@ -76,6 +76,7 @@ class PreparedDecoder:
         self.model, self.heads, self.d_kv = model, c.heads, c.d_kv
         self.rows, self.length, self.eps = len(encoded), 0, c.norm_eps
         self.table: RelativeBias | None = model.decoder.position
+        self.far: Tensor | None = None
         blocks = [cast(Block, block) for block in model.decoder.blocks]
         self.layers = [_Layer(block, encoded, self.heads, self.d_kv) for block in blocks]
         self.closed: Tensor | None = None
@@ -95,14 +96,25 @@ class PreparedDecoder:
     def step(self, tokens: Tensor) -> Tensor:
         """Logits ``(rows, vocab)`` after reading ``(rows, 1)`` tokens."""
         h = F.embedding(tokens[:, 0], self.words)
-        bias = None
-        if self.table is not None:
-            row = self.table(1, self.length + 1, self.length)[0]
-            bias = row.repeat(self.rows, 1, 1)
+        bias = self._bias()
         for layer in self.layers:
             h = layer(h, bias, self.closed, self.length, self.eps)
         self.length += 1
         return _unit(h, self.eps) @ self.head
+
+    def _bias(self) -> Tensor | None:
+        """``(heads, 1, length + 1)``: the end of the row of the last place that there is room for.
+
+        It depends on distances alone, and is computed as often as the room doubles.
+        """
+        if self.table is None:
+            return None
+        room = FIRST_ROOM if self.far is None else self.far.shape[-1]
+        while room <= self.length:
+            room *= 2
+        if self.far is None or room != self.far.shape[-1]:
+            self.far = self.table(1, room, room - 1)[0].contiguous()
+        return self.far[..., room - 1 - self.length :]
 
     def reorder(self, rows: Tensor) -> None:
         """Keep the given rows, in that order; of a beam search, within the same source."""
@@ -113,7 +125,7 @@ class PreparedDecoder:
 
 def _unit(x: Tensor, eps: float) -> Tensor:
     """``x / sqrt(mean(x**2) + eps)``."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    return F.rms_norm(x, x.shape[-1:], None, eps)
 
 
 class _Layer:
@@ -151,17 +163,15 @@ class _Layer:
     ) -> Tensor:
         rows = len(h)
         if at == self.keys.shape[1]:
-            self.keys, self.values = (
-                torch.cat([old, torch.empty_like(old)], 1) for old in (self.keys, self.values)
-            )
+            self.keys, self.values = _longer(self.keys), _longer(self.values)
         made = (_unit(h, eps) @ self.read).view(rows, 3, self.heads, self.d_kv)
         shape = (rows * self.heads, 1, self.d_kv)
         query = made[:, 0].reshape(shape)
-        self.keys[:, at : at + 1] = made[:, 1].reshape(shape)
-        self.values[:, at : at + 1] = made[:, 2].reshape(shape)
+        for place, kept in ((1, self.keys), (2, self.values)):
+            kept.view(rows, self.heads, -1, self.d_kv)[:, :, at] = made[:, place]
         logits = torch.bmm(query, self.keys[:, : at + 1].transpose(1, 2))
         if bias is not None:
-            logits += bias
+            logits.view(rows, self.heads, 1, at + 1).add_(bias)
         mixed = torch.bmm(torch.softmax(logits, -1), self.values[:, : at + 1])
         h = torch.addmm(h, mixed.view(rows, self.inner), self.write)
         query = (_unit(h, eps) @ self.cross_read).view(shape)
@@ -184,6 +194,14 @@ class _Layer:
             old = getattr(self, name)
             kept = old.view(before, self.heads, *old.shape[1:]).index_select(0, rows)
             setattr(self, name, kept.view(len(rows) * self.heads, *old.shape[1:]))
+
+
+def _longer(old: Tensor) -> Tensor:
+    """The same with twice as many places."""
+    places = old.shape[1]
+    new = old.new_empty((len(old), 2 * places, old.shape[2]))
+    new[:, :places] = old
+    return new
 
 
 def _folded(norm: torch.nn.Module, *matrices: Tensor) -> Tensor:

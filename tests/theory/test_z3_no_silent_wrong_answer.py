@@ -144,6 +144,20 @@ def test_z3_programs_are_proven_or_refused(raw, seed):
     assert proof is not None or refused
 
 
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_z3_a_force_of_rounding_does_not_hold_a_constraint(backend):
+    """12 orders of magnitude in a column: small residuals at loss 14.5, where 10 is reached."""
+    raw = np.zeros((7, 2))
+    raw[:3, 0], raw[5, 1], raw[6, 0] = -1e12, 1e12, 1.0
+    problem = ReluProblem(
+        inputs=with_bias(raw), targets=np.array([-1.0, 0, 3, 1, 3, 0, -3]), signs=[-1.0, -1.0]
+    )
+    patterns = np.ones((2, 7), dtype=np.int8)
+    patterns[0, :3] = -1
+    found = solve(problem, patterns, backend=backend)
+    assert found.loss == pytest.approx(10, rel=1e-7)
+
+
 @pytest.mark.slow
 @settings(max_examples=400 // SHARE, deadline=None, derandomize=True)
 @given(
