@@ -10,7 +10,7 @@ import numpy as np
 from ..factorization import DiagonalNPEFF
 from ..storage import peak_memory_mib, versions
 from .decomposition_exports import component_table
-from .figures import COLOURS, FAINT, INK, bars, curves, figure_svg, heatmap
+from .figures import COLOURS, FAINT, INK, bars, curves, figure_svg, heatmap, log_scale
 from .images import image_strip
 from .markup import Content, Html, join, tag
 from .page import Page, bullets, card, details, grid, key_facts, note, paragraph
@@ -376,8 +376,7 @@ def _scatter(report: DecompositionReport, fine: Any) -> Html:
             axes.annotate(
                 str(int(k)), (a, b), xytext=(4, 2), textcoords="offset points", fontsize=8
             )
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        log_scale(axes, "x", "y")
         axes.set_xlabel("predicted KL-ratio, no move made", color=INK)
         axes.set_ylabel("measured KL-ratio", color=INK)
 

@@ -88,6 +88,21 @@ def figure_svg(
     return _inline(stream.getvalue(), width, label)
 
 
+def log_scale(axes: Axes, *which: str) -> None:
+    """Make axes ("x", "y") logarithmic; over less than two decades with few plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    for name in which:
+        (axes.set_xscale if name == "x" else axes.set_yscale)("log")
+        axis = axes.xaxis if name == "x" else axes.yaxis
+        low, high = sorted(axis.get_view_interval())
+        few = high < 100 * low
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=8))
+        if few:
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_locator(NullLocator())
+
+
 def bars(
     values: FloatArray,
     names: Sequence[str],
@@ -168,13 +183,13 @@ def curves(
             if bands and name in bands:
                 axes.fill_between(x, *bands[name], color=colour, alpha=0.15, linewidth=0)
         if log_x:
-            axes.set_xscale("log")
+            log_scale(axes, "x")
             places = sorted({float(v) for x, _ in series.values() for v in x})
             if len(places) <= 12:
                 axes.set_xticks(places, [f"{v:g}" for v in places])
                 axes.minorticks_off()
         if log_y:
-            axes.set_yscale("log")
+            log_scale(axes, "y")
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(color=FAINT, linewidth=0.5, alpha=0.5)

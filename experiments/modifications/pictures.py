@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...core.report.figures import COLOURS, FAINT, figure_svg
+from ...core.report.figures import COLOURS, FAINT, figure_svg, log_scale
 from ..studies import Figure, Rows
 from .results import Result, Results, results_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-NAMED = 8
+NAMED = 12
+LETTER, LINE = 0.0135, 0.05
+"""Width and height of a small letter, as shares of a picture of the usual size."""
 
 
 def early_figures(rows: Rows) -> Sequence[Figure]:
@@ -24,7 +26,7 @@ def early_figures(rows: Rows) -> Sequence[Figure]:
         return []
     return [
         ranking(found),
-        scatter(found, "parameters", "parameters", "Early loss against parameters"),
+        scatter(found, "parameters", "parameters, thousands", "Early loss against parameters"),
         scatter(found, "seconds", "time of a step over vanilla's", "Early loss against time"),
         beside_paper(found),
     ]
@@ -61,7 +63,7 @@ def ranking(found: Results) -> Figure:
 def scatter(found: Results, attribute: str, axis: str, label: str) -> Figure:
     """Early loss against a cost, on a log scale if it varies much; extremes are named."""
     base = found.by_name["vanilla"]
-    scale = base.seconds if attribute == "seconds" else 1.0
+    scale = base.seconds if attribute == "seconds" else 1e3
     points = [base, *found.compared]
     x = np.array([getattr(r, attribute) for r in points], dtype=np.float64) / scale
     y = np.array([r.mean for r in points])
@@ -71,10 +73,8 @@ def scatter(found: Results, attribute: str, axis: str, label: str) -> Figure:
         axes.scatter(x[:1], y[:1], s=40, color=COLOURS[1], marker="D")
         axes.axhline(y[0], color=FAINT, linewidth=0.8)
         if x.max() > 5 * x.min():
-            axes.set_xscale("log")
-        for i in _extremes(x, y):
-            axes.annotate(points[i].variant.title, (x[i], y[i]), fontsize=7,
-                          xytext=(3, 3), textcoords="offset points")  # fmt: skip
+            log_scale(axes, "x")
+        _name_extremes(axes, x, y, [point.variant.title for point in points])
         axes.set_xlabel(axis)
         axes.set_ylabel("early loss")
 
@@ -85,11 +85,27 @@ def scatter(found: Results, attribute: str, axis: str, label: str) -> Figure:
 
 
 def _extremes(x: np.ndarray, y: np.ndarray) -> list[int]:
-    """The best, the worst, the cheapest and the dearest."""
+    """The best, the worst, the cheapest and the dearest, those furthest out first."""
     half = NAMED // 4
     orders = [np.argsort(y)[:half], np.argsort(-y)[:half], np.argsort(x)[:half],
               np.argsort(-x)[:half]]  # fmt: skip
-    return sorted({0, *(int(i) for order in orders for i in order)})
+    return list(dict.fromkeys(int(i) for row in zip(*orders, strict=True) for i in row))
+
+
+def _name_extremes(axes: Axes, x: np.ndarray, y: np.ndarray, titles: Sequence[str]) -> None:
+    """Names beside the points furthest out; one that would lie on another is left out."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    taken: list[tuple[float, float, float]] = []
+    for i in _extremes(x, y):
+        across, up = (x[i] - left) / (right - left), (y[i] - low) / (high - low)
+        width = LETTER * len(titles[i])
+        flip = across + width > 1.0  # would leave the picture
+        start = across - width if flip else across
+        if any(abs(up - v) < LINE and start < t and s < start + width for s, t, v in taken):
+            continue
+        taken.append((start, start + width, up))
+        axes.annotate(titles[i], (x[i], y[i]), fontsize=7, ha="right" if flip else "left",
+                      xytext=(-3 if flip else 3, 3), textcoords="offset points")  # fmt: skip
 
 
 def beside_paper(found: Results) -> Figure:
@@ -102,9 +118,7 @@ def beside_paper(found: Results) -> Figure:
         axes.axhline(0.0, color=FAINT, linewidth=0.8)
         axes.axvline(0.0, color=FAINT, linewidth=0.8)
         axes.scatter(x, y, s=14, color=COLOURS[0])
-        for i in _extremes(x, y):
-            axes.annotate(points[i].variant.title, (x[i], y[i]), fontsize=7,
-                          xytext=(3, 3), textcoords="offset points")  # fmt: skip
+        _name_extremes(axes, x, y, [point.variant.title for point in points])
         axes.set_xlabel("paper's early loss minus its vanilla's")
         axes.set_ylabel("here")
 

@@ -27,6 +27,7 @@ from fishertope.core.report import (
     rich_panel,
     tag,
 )
+from fishertope.core.report.figures import figure_svg, log_scale
 from fishertope.core.report.page import card, details, grid, key_facts
 
 EVIL = "<script>alert('x')</script>&\"[red]"
@@ -299,3 +300,14 @@ def test_results_show_themselves_in_notebooks_and_terminals():
         Console(width=120, file=shown).print(result)
         assert words in shown.getvalue()
     assert "<svg" in found._repr_html_()
+
+
+@pytest.mark.parametrize(("high", "plain"), [(3.0, True), (3e4, False)])
+def test_log_axes_show_few_plain_numbers_over_short_ranges(high, plain):
+    def draw(axes):
+        axes.plot([0.2, high], [0.2, high])
+        log_scale(axes, "x", "y")
+
+    text = str(figure_svg(draw, label="a line"))
+    assert (">0.5<" in text) == plain
+    assert len(re.findall(r"<text", text)) <= 20
