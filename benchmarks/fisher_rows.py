@@ -242,8 +242,13 @@ def compare(
         else:
             first = seconds(ours, sample, clock)
             times.append((first, seconds(peer, sample, clock)))
+    return ratio_of(times)
+
+
+def ratio_of(times: list[tuple[float, float]]) -> dict[str, float]:
+    """Median ratio of pairs (ours, peer), with its bootstrapped interval."""
     a, b = np.array(times).T
-    ratios = a / b
+    ratios, pairs = a / b, len(times)
     drawn = np.random.default_rng(0).integers(0, pairs, size=(5000, pairs))
     low, high = np.percentile(np.median(ratios[drawn], axis=1), [2.5, 97.5])
     return {
