@@ -10,6 +10,8 @@ the number of a row: a slice would cost two counts of references, as much as the
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -23,7 +25,7 @@ _MINUS_ZERO = np.uint64(1 << 63)
 # Numba counts references to every array that a function is handed, which took a third of the time
 # of these short loops. Functions that neither make an array nor take a slice of one need no counts
 # (numba refuses to compile others so).
-LEAN = {"cache": True, "nogil": True, "_nrt": False}
+LEAN: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
 
 
 @njit(**LEAN)
