@@ -109,12 +109,14 @@ class PreparedDecoder:
         """
         if self.table is None:
             return None
-        room = FIRST_ROOM if self.far is None else self.far.shape[-1]
-        while room <= self.length:
-            room *= 2
-        if self.far is None or room != self.far.shape[-1]:
-            self.far = self.table(1, room, room - 1)[0].contiguous()
-        return self.far[..., room - 1 - self.length :]
+        far = self.far
+        if far is None or far.shape[-1] <= self.length:
+            room = FIRST_ROOM
+            while room <= self.length:
+                room *= 2
+            far = cast(Tensor, self.table(1, room, room - 1)[0]).contiguous()
+            self.far = far
+        return far[..., far.shape[-1] - 1 - self.length :]
 
     def reorder(self, rows: Tensor) -> None:
         """Keep the given rows, in that order; of a beam search, within the same source."""
