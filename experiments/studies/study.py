@@ -183,8 +183,9 @@ class Study:
     quick_seconds, full_minutes : float
         CPU time of ``--quick`` and of the full study, about.
     seeded : bool
-        False for exact computations without any draw; otherwise the full study must have at least
-        ``least_seeds`` seeds for each of its conditions.
+        False for exact computations without any draw, and where the sample is not the seeds but the
+        conditions (variants, say); otherwise the full study must have at least ``least_seeds``
+        seeds for each of its conditions.
     least_seeds : int
         Five, unless a unit is so dear that the study says it makes do with three or four.
     partial : bool
