@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from ..studies import Figure, Rows, Study, Summary, decide
+from ..studies import Rows, Summary, decide
 from ..studies.study import Settings
-from .conditions import NEEDS, SEEDS, Condition, gap, picture, table, units
+from .conditions import Condition, axis_study, gap, table
 from .recipes import SIZES, Recipe
 from .tasks import TASKS
 from .transfer import Tuning, means, transfer, tuning_steps
@@ -85,15 +85,10 @@ def summarise(rows: Rows) -> Summary:
     )
 
 
-def figures(rows: Rows) -> Sequence[Figure]:
-    """Losses by condition."""
-    return [picture(rows, list(CONDITIONS))]
-
-
-STUDY = Study(
+STUDY = axis_study(
+    CONDITIONS,
     id="t5-approaches",
     title="Tuning all parameters after unsupervised pre-training is the best way to transfer",
-    claims=(2,),
     question=(
         "The span-corruption models of t5-objectives, fine-tuned wholly, by adapters of width 4, "
         "16 and 64, or from the top down; and models pre-trained on text and tasks together, on "
@@ -110,12 +105,8 @@ STUDY = Study(
         "width 16 once, on a seed outside the study, with Adam's rate at 0.003: they had hardly "
         "learned, and the rate was raised to 0.01."
     ),
-    units=lambda quick: units(CONDITIONS, quick),
     unit=unit,
     summarise=summarise,
-    figures=figures,
-    needs=NEEDS,
-    least_seeds=SEEDS,
     quick_seconds=12,
     full_minutes=10,
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from ...core.report import Column, Table
 from ...core.report.figures import COLOURS, INK, figure_svg
 from ...core.report.tables import Cell
 from ...core.types import FloatArray
-from ..studies import Figure, Interval, Rows, grid, t_interval
+from ..studies import Figure, Interval, Rows, Study, Summary, grid, t_interval
 from ..studies.study import Settings
 from .recipes import Recipe
 from .transfer import Tuning, transfer
@@ -45,6 +46,31 @@ class Condition:
         """Pre-train and fine-tune, or take from the cache what another study made."""
         recipe = Recipe(size=settings["size"], seed=settings["seed"], **self.changes)
         return transfer(recipe, self.tuning, fresh=self.fresh)
+
+
+def condition_scores(conditions: Mapping[str, Condition], settings: Settings) -> dict[str, float]:
+    """Scores of the condition that the settings name."""
+    return conditions[settings["condition"]].scores(settings)
+
+
+def axis_study(
+    conditions: Mapping[str, Condition], *, id: str, title: str, question: str, rule: str,
+    history: str, summarise: Callable[[Rows], Summary],
+    unit: Callable[[Settings], Mapping[str, Any]] | None = None,
+    quick_seconds: float, full_minutes: float,
+) -> Study:  # fmt: skip
+    """A study that compares the conditions of one axis over three seeds.
+
+    ``unit`` is given where a unit tells more than the scores of its condition.
+    """
+    names = list(conditions)
+    return Study(
+        id=id, title=title, claims=(2,), question=question, rule=rule, history=history,
+        units=lambda quick: units(names, quick),
+        unit=unit or partial(condition_scores, conditions),
+        summarise=summarise, figures=lambda rows: [picture(rows, names)], needs=NEEDS,
+        least_seeds=SEEDS, quick_seconds=quick_seconds, full_minutes=full_minutes,
+    )  # fmt: skip
 
 
 def units(conditions: Iterable[str], quick: bool) -> list[dict[str, Any]]:

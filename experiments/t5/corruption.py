@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from ...core.report import Column, Table
 from ...core.report.tables import Cell
-from ..studies import Figure, Rows, Study, Summary, decide
-from ..studies.study import Settings
-from .conditions import NEEDS, SEEDS, Condition, gap, picture, table, units
+from ..studies import Rows, Summary, decide
+from .conditions import Condition, axis_study, gap, table
 from .recipes import Recipe, corpus_lengths
 
 BASELINE = "single tokens, 15 %"
@@ -30,11 +26,6 @@ CONDITIONS: dict[str, Condition] = {
     "spans of 10": Condition(changes={"mean_span": 10.0}, paper=82.85),
 }
 TOLERANCE = 0.05
-
-
-def unit(settings: Settings) -> Mapping[str, Any]:
-    """Pre-train with one rate and span length, and fine-tune."""
-    return CONDITIONS[settings["condition"]].scores(settings)
 
 
 def _lengths() -> Table:
@@ -70,15 +61,10 @@ def summarise(rows: Rows) -> Summary:
     )  # fmt: skip
 
 
-def figures(rows: Rows) -> Sequence[Figure]:
-    """Losses by condition."""
-    return [picture(rows, list(CONDITIONS))]
-
-
-STUDY = Study(
+STUDY = axis_study(
+    CONDITIONS,
     id="t5-corruption",
     title="Corruption rates up to a quarter and short spans do equally well",
-    claims=(2,),
     question=(
         "Pre-training as in t5-objectives with 10 to 50 % of single tokens replaced, or with spans "
         "of 2 to 10 tokens at 15 %, then the same fine-tunings: what does the choice cost?"
@@ -89,12 +75,7 @@ STUDY = Study(
         f"{TOLERANCE} above that of single tokens (paired 95 % intervals)."
     ),
     history="Fixed before any rate or span but the default had been trained.",
-    units=lambda quick: units(CONDITIONS, quick),
-    unit=unit,
     summarise=summarise,
-    figures=figures,
-    needs=NEEDS,
-    least_seeds=SEEDS,
     quick_seconds=8,
     full_minutes=8,
 )

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from ..studies import Figure, Rows, Study, Summary, decide
-from ..studies.study import Settings
-from .conditions import NEEDS, SEEDS, Condition, gap, picture, table, units
+from ..studies import Rows, Summary, decide
+from .conditions import Condition, axis_study, gap, table
 
 BASELINE = "replace spans"
 CONDITIONS: dict[str, Condition] = {
@@ -20,11 +16,6 @@ CONDITIONS: dict[str, Condition] = {
     "span corruption": Condition(paper=83.49),
 }
 DENOISING = ("BERT-style", "drop tokens", "replace spans", "span corruption")
-
-
-def unit(settings: Settings) -> Mapping[str, Any]:
-    """Pre-train under one objective, fine-tune on the three tasks."""
-    return CONDITIONS[settings["condition"]].scores(settings)
 
 
 def summarise(rows: Rows) -> Summary:
@@ -43,15 +34,10 @@ def summarise(rows: Rows) -> Summary:
     )  # fmt: skip
 
 
-def figures(rows: Rows) -> Sequence[Figure]:
-    """Losses by condition."""
-    return [picture(rows, list(CONDITIONS))]
-
-
-STUDY = Study(
+STUDY = axis_study(
+    CONDITIONS,
     id="t5-objectives",
     title="Denoising objectives transfer better than language modelling and deshuffling",
-    claims=(2,),
     question=(
         "Encoder-decoders of 0.30 M parameters (2+2 blocks, width 64) are pre-trained on WordNet's "
         "texts for 400 steps of 16 texts of about 64 tokens under each objective, and fine-tuned "
@@ -71,12 +57,7 @@ STUDY = Study(
         "and its rows left out, as one of the fine-tunings diverged; the rate of fine-tuning was "
         "lowered from 0.03 to 0.01. The rule follows the paper and was not changed by any of this."
     ),
-    units=lambda quick: units(CONDITIONS, quick),
-    unit=unit,
     summarise=summarise,
-    figures=figures,
-    needs=NEEDS,
-    least_seeds=SEEDS,
     quick_seconds=8,
     full_minutes=8,
 )

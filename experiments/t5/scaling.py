@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from ...core.report import Column, Table
 from ...core.storage import OutputFolder
-from ..studies import Figure, Rows, Study, Summary, decide
+from ..studies import Rows, Summary, decide
 from ..studies.study import Settings
-from .conditions import NEEDS, SEEDS, Condition, gap, picture, table, units
+from .conditions import Condition, axis_study, gap, table
 from .recipes import SIZES, Recipe, pretrained
 from .tasks import TASKS
 from .transfer import Tuning, fine_tune, judge, kept, means
@@ -107,15 +107,10 @@ def summarise(rows: Rows) -> Summary:
     )
 
 
-def figures(rows: Rows) -> Sequence[Figure]:
-    """Losses by condition."""
-    return [picture(rows, list(CONDITIONS))]
-
-
-STUDY = Study(
+STUDY = axis_study(
+    CONDITIONS,
     id="t5-scaling",
     title="Every way to spend four times the compute helps, steps and size more than ensembles",
-    claims=(2,),
     question=(
         f"From a model of width 64 pre-trained for {round(SIZES['nano'].steps / 4)} steps on: four "
         "times the steps, four times the batch, twice the size and steps, four times the size, "
@@ -126,12 +121,8 @@ STUDY = Study(
         "both ensembles is above that of the four single models (paired 95 % intervals)."
     ),
     history="Fixed before any of these but 4× steps, the model of t5-objectives, had been trained.",
-    units=lambda quick: units(CONDITIONS, quick),
     unit=unit,
     summarise=summarise,
-    figures=figures,
-    needs=NEEDS,
-    least_seeds=SEEDS,
     quick_seconds=12,
     full_minutes=10,
 )

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from ..studies import Figure, Rows, Study, Summary, decide
-from ..studies.study import Settings
-from .conditions import NEEDS, SEEDS, Condition, gap, picture, table, units
+from ..studies import Rows, Summary, decide
+from .conditions import Condition, axis_study, gap, table
 
 BASELINE = "encoder-decoder"
 CONDITIONS: dict[str, Condition] = {
@@ -24,11 +20,6 @@ CONDITIONS: dict[str, Condition] = {
         changes={"arch": "prefix_lm", "objective": "prefix_lm"}, paper=79.68
     ),
 }
-
-
-def unit(settings: Settings) -> Mapping[str, Any]:
-    """Pre-train and fine-tune one structure."""
-    return CONDITIONS[settings["condition"]].scores(settings)
 
 
 def summarise(rows: Rows) -> Summary:
@@ -60,15 +51,10 @@ def summarise(rows: Rows) -> Summary:
     )
 
 
-def figures(rows: Rows) -> Sequence[Figure]:
-    """Losses by condition."""
-    return [picture(rows, list(CONDITIONS))]
-
-
-STUDY = Study(
+STUDY = axis_study(
+    CONDITIONS,
     id="t5-structures",
     title="An encoder-decoder under denoising beats prefix LM and language model",
-    claims=(2,),
     question=(
         "Five structures with blocks of one size, pre-trained by span corruption or by language "
         "modelling and fine-tuned as in t5-objectives: which has the lowest held-out losses?"
@@ -81,12 +67,7 @@ STUDY = Study(
     history=(
         "Fixed before any model of another structure than the encoder-decoder had been trained."
     ),
-    units=lambda quick: units(CONDITIONS, quick),
-    unit=unit,
     summarise=summarise,
-    figures=figures,
-    needs=NEEDS,
-    least_seeds=SEEDS,
     quick_seconds=8,
     full_minutes=8,
 )

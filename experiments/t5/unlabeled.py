@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ...core.report import Column, Table
-from ..studies import Figure, Rows, Study, Summary, decide
+from ..studies import Rows, Summary, decide
 from ..studies.study import Settings
-from .conditions import NEEDS, SEEDS, Condition, gap, picture, table, units
+from .conditions import Condition, axis_study, gap, table
 from .recipes import SIZES, Recipe, corpus_stream
 
 BASELINE = "dictionary"
@@ -82,15 +82,10 @@ def summarise(rows: Rows) -> Summary:
     )  # fmt: skip
 
 
-def figures(rows: Rows) -> Sequence[Figure]:
-    """Losses by condition."""
-    return [picture(rows, list(CONDITIONS))]
-
-
-STUDY = Study(
+STUDY = axis_study(
+    CONDITIONS,
     id="t5-unlabeled",
     title="Cleaned text, text of the task's domain, and text without repeats transfer better",
-    claims=(2,),
     question=(
         "Pre-training as in t5-objectives on 2^17 tokens each of a dictionary, a manual, film "
         "reviews and e-mails (as they came, and cleaned by C4's rules), and on 2^10 to 2^17 tokens "
@@ -105,12 +100,8 @@ STUDY = Study(
         "(paired 95 % intervals)."
     ),
     history="Fixed before any corpus but the whole dictionary had been trained on.",
-    units=lambda quick: units(CONDITIONS, quick),
     unit=unit,
     summarise=summarise,
-    figures=figures,
-    needs=NEEDS,
-    least_seeds=SEEDS,
     quick_seconds=12,
     full_minutes=10,
 )
