@@ -12,6 +12,7 @@ from fishertope.core.errors import InvalidInputError
 
 from .config import Seq2SeqConfig
 from .embeddings import ClusteredEmbedding, Table
+from .fused import may_fuse, tied_cross_entropy
 from .layers import at_least_float32, normal
 
 
@@ -118,17 +119,31 @@ class MixtureOfSoftmaxes(nn.Module):
         normal(self.contexts, self.std, generator)
         normal(self.prior, self.std, generator)
 
+    def parts(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """``log π (..., K)`` and the components' hidden states ``tanh(h C_k) (..., K, d)``."""
+        prior = torch.log_softmax(at_least_float32(F.linear(h, self.prior)), -1)
+        return prior, torch.tanh(torch.einsum("...d,kde->...ke", h, self.contexts))
+
     def log_probabilities(self, h: Tensor) -> Tensor:
         """``(..., vocab)`` for ``(..., d_model)``."""
-        prior = torch.log_softmax(at_least_float32(F.linear(h, self.prior)), -1)
-        contexts = torch.tanh(torch.einsum("...d,kde->...ke", h, self.contexts))
+        prior, contexts = self.parts(h)
         words = torch.log_softmax(at_least_float32(F.linear(contexts, self.weight)), -1)
         return torch.logsumexp(words + prior[..., None], -2)
 
     def loss(self, h: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
-        """``-log p(target)``, shape of ``targets``; Z is 1, so that ``z_loss`` adds nothing."""
-        picked = self.log_probabilities(h).gather(-1, targets[..., None])
-        return -picked[..., 0]
+        """``-log p(target)``, shape of ``targets``; Z is 1, so that ``z_loss`` adds nothing.
+
+        ``-log Σ_k π_k p_k(target)`` from each component's own cross-entropy, as only the target's
+        probability is asked for: one array ``(..., K, vocab)`` is alive at a time.
+        """
+        prior, contexts = self.parts(h)
+        goal = targets[..., None].expand(prior.shape)
+        if self.training and may_fuse(contexts, self.weight):
+            own = tied_cross_entropy(contexts, self.weight, goal)
+        else:
+            logits = F.linear(contexts, self.weight).flatten(0, -2)
+            own = _cross_entropy(logits, goal.flatten(), 0.0).view(goal.shape)
+        return -torch.logsumexp(prior - own, -1)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, z_loss: float) -> Tensor:

@@ -310,6 +310,26 @@ def test_check_17_a_mixture_is_the_sum_over_its_components():
     torch.testing.assert_close(head.log_probabilities(h).exp(), expected, atol=SAME, rtol=SAME)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_mixtures_loss_and_gradients_are_those_of_its_log_probabilities(training):
+    words = torch.nn.Parameter(torch.randn(30, 16, generator=seeded(), dtype=torch.double))
+    head = MixtureOfSoftmaxes(words, 3).double().train(training)
+    head.initialise(seeded(1))
+    h = torch.randn(2, 5, 16, generator=seeded(2), dtype=torch.double, requires_grad=True)
+    targets = torch.randint(30, (2, 5), generator=seeded(3))
+    inputs = (h, *head.parameters())
+    expected = -head.log_probabilities(h).gather(-1, targets[..., None])[..., 0]
+    losses = head.loss(h, targets, z_loss=1.0)
+    torch.testing.assert_close(losses, expected, atol=1e-12, rtol=1e-12)
+    weights = torch.rand(2, 5, generator=seeded(4), dtype=torch.double)
+    for ours, theirs in zip(
+        torch.autograd.grad((losses * weights).sum(), inputs),
+        torch.autograd.grad((expected * weights).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
+
+
 def test_heads_take_their_words_from_the_right_matrix():
     tied, untied = (model_of(softmax="mos", embedding=e) for e in ("tied_all", "untied"))
     assert tied.softmax.weight is tied.embedding
