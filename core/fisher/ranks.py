@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -226,8 +227,18 @@ class ProcessGroup:
 
 
 @contextmanager
-def process_group(ranks: Ranks) -> Iterator[ProcessGroup | None]:
-    """The group that is there, whatever its backend, or one over gloo for the length of the block.
+def process_group(
+    ranks: Ranks, *, backend: str = "gloo", timeout: timedelta | None = None
+) -> Iterator[ProcessGroup | None]:
+    """The group that is there, whatever its backend, or one of our own for the block's length.
+
+    Parameters
+    ----------
+    ranks : Ranks
+    backend : str
+        Of ``torch.distributed``, for a group of our own.
+    timeout : timedelta, optional
+        How long a process waits for one that is late; default: torch's.
 
     Yields
     ------
@@ -257,8 +268,10 @@ def process_group(ranks: Ranks) -> Iterator[ProcessGroup | None]:
             # A group must not find the addresses that an earlier one left in the store.
             from torch.distributed.distributed_c10d import PrefixStore
 
-            store = PrefixStore(f"fishertope/{next(_GROUPS)}", _meeting_point(ranks))
-            dist.init_process_group("gloo", store=store, rank=ranks.rank, world_size=ranks.world)
+            store = PrefixStore(f"fishertope/{next(_GROUPS)}", meeting_point(ranks))
+            dist.init_process_group(
+                backend, store=store, rank=ranks.rank, world_size=ranks.world, timeout=timeout
+            )
     try:
         yield ProcessGroup(ranks)
     finally:
@@ -272,7 +285,7 @@ _GROUPS = itertools.count()
 
 
 @cache
-def _meeting_point(ranks: Ranks) -> Any:
+def meeting_point(ranks: Ranks) -> Any:
     """The store through which the processes find each other; its server lives with process 0."""
     from torch.distributed.rendezvous import rendezvous
 

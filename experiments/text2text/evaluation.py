@@ -24,6 +24,7 @@ from fishertope.experiments.seq2seq.decoding import (
 from .batches import Lengths, convert
 from .formats import Example
 from .metrics import Scores
+from .processes import first, gathered, ranks
 from .steps import batch_tensors
 from .tasks import Split, Task, TokenExample, tokenize
 from .vocabulary import Vocabulary
@@ -102,16 +103,37 @@ def generate(
 def evaluate(
     model: Seq2Seq, task: Task, vocabulary: Vocabulary, *, lengths: Lengths,
     split: Split = "validation", decoder: Decoder | None = None, batch_size: int = 32,
-    most: int | None = None,
+    most: int | None = None, shared: bool = False,
 ) -> Evaluation:  # fmt: skip
-    """Predict the examples of a split (the first ``most`` of them) and score the predictions."""
+    """Predict the examples of a split (the first ``most`` of them) and score the predictions.
+
+    Parameters
+    ----------
+    shared
+        All processes of a group call this, with the same model: each predicts every ``world``-th
+        example, and all return the whole evaluation. Texts that are sampled are drawn in one
+        order, so there process 0 predicts alone while the others wait.
+    """
     examples = task.examples(split)[:most]
     if not examples:
         raise InvalidInputError(f"task {task.name!r} has no examples in its split {split!r}")
-    predictions = generate(
-        model, [str(e["inputs"]) for e in examples], vocabulary, lengths=lengths,
-        decoder=decoder, batch_size=batch_size, labels=task.labels,
-    )  # fmt: skip
+    texts = [str(e["inputs"]) for e in examples]
+
+    def predict(chosen: Sequence[str]) -> list[str]:
+        return generate(
+            model, chosen, vocabulary, lengths=lengths, decoder=decoder, batch_size=batch_size,
+            labels=task.labels,
+        )  # fmt: skip
+
+    rank, world = ranks() if shared else (0, 1)
+    if world == 1:
+        predictions = predict(texts)
+    elif decoder is not None and decoder.how == "sample":
+        predictions = list(first(lambda: predict(texts)))
+    else:
+        predictions = [""] * len(texts)
+        for i, part in enumerate(gathered(predict(texts[rank::world]))):
+            predictions[i::world] = part
     return Evaluation(
         task=task.name, split=split, scores=task.score(examples, predictions), examples=examples,
         predictions=predictions,

@@ -12,6 +12,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fishertope.core.errors import InvalidInputError
 
+EPS1, EPS2 = 1e-18, 1e-3
+"""Adafactor's bounds of what it divides by, and of a parameter's rms."""
+
 
 def adafactor(parameters: Iterable[Tensor], *, rate: float = 1e-2) -> torch.optim.Adafactor:
     """Adafactor whose step ``n`` has the relative rate ``min(rate, 1 / sqrt(n))``.
@@ -30,7 +33,7 @@ def adafactor(parameters: Iterable[Tensor], *, rate: float = 1e-2) -> torch.opti
     if not 0 < rate <= 1:
         raise InvalidInputError(f"rate={rate}; give a number in (0, 1]")
     return torch.optim.Adafactor(
-        parameters, lr=rate, beta2_decay=-0.8, eps=(1e-18, 1e-3), d=1.0, weight_decay=0.0
+        parameters, lr=rate, beta2_decay=-0.8, eps=(EPS1, EPS2), d=1.0, weight_decay=0.0
     )
 
 
@@ -41,13 +44,14 @@ def make_optimizer(
     rate: float,
     warmup: int = 0,
     decay: bool = False,
+    sharded: bool = False,
 ) -> tuple[torch.optim.Optimizer, LambdaLR | None]:
     """An optimizer over named parameters, and the schedule of its rate where it has one.
 
     Adafactor's rate is that of :func:`adafactor`, with a linear warm-up if asked for. Adam's is
     ``rate · min(1, n/warmup)``, and with ``decay`` from then on ``rate · √(warmup/n)``; Adam with
     ``rate=5e-4, warmup=4000, decay=True`` is scaled like the published 0.05 · min(1, n/4000) /
-    √max(n, 10⁴).
+    √max(n, 10⁴). ``sharded`` parameters are those of ``fully_shard``.
     """
     if kind not in ("adafactor", "adam"):
         raise InvalidInputError(f"optimizer={kind!r}; accepted are 'adafactor' and 'adam'")
@@ -57,9 +61,15 @@ def make_optimizer(
             "the warm-up >= 0, and Adafactor decays by itself"
         )
     values = list(parameters.values())
-    optimizer: torch.optim.Optimizer = (
-        adafactor(values, rate=rate) if kind == "adafactor" else torch.optim.Adam(values, lr=rate)
-    )
+    optimizer: torch.optim.Optimizer
+    if kind == "adam":
+        optimizer = torch.optim.Adam(values, lr=rate)
+    elif sharded:
+        from .sharded_adafactor import ShardedAdafactor
+
+        optimizer = ShardedAdafactor(values, rate=rate)
+    else:
+        optimizer = adafactor(values, rate=rate)
     if not warmup and not decay:
         return optimizer, None
 

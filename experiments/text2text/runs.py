@@ -2,6 +2,10 @@
 
 A run's folder holds ``model/`` (the trained model with its vocabulary), ``results.json``,
 ``report.html`` and, in ``training/``, the log and the checkpoint from which it is resumed.
+
+Within a process group (:func:`~fishertope.experiments.text2text.processes.process_group`) all
+processes make the same call: they share the training and the examples that are scored, process 0
+writes, and all return the same model. What process 0 refuses or cannot write, all of them raise.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ from .evaluation import Decoder, evaluate
 from .finetuning import add_adapters, unfreeze_gradually
 from .folders import TextModel, save_model
 from .mixtures import mixing_rates
+from .parallel import Parallel
+from .processes import first, ranks
 from .steps import mean_loss
 from .streams import BatchStream, CorpusStream, MixtureStream, Stream, TaskStream, tokenized
 from .tasks import Task
@@ -103,6 +109,8 @@ def pretrain(
     tasks: Sequence[Task] = (),
     cap: float | None = None,
     callback: Callable[[StepReport], bool | None] | None = None,
+    device: torch.device | str = "cpu",
+    parallel: Parallel = "ddp",
 ) -> TextRun:
     """Pre-train a model from scratch on documents, and on tasks mixed in where given.
 
@@ -119,6 +127,8 @@ def pretrain(
         Changes of :class:`TrainingPlan` and of the model's configuration.
     tasks, cap
         Multi-task pre-training, examples-proportional with the limit ``cap``.
+    device, parallel
+        As for :func:`~fishertope.experiments.text2text.training.train`.
     """
     size = SCALES[_known(scale, SCALES)] if isinstance(scale, str) else scale
     words = (
@@ -127,7 +137,7 @@ def pretrain(
     model_config = size.config(
         vocab_size=max(size.vocab_size, words.size), **{"dropout": 0.0, **(config or {})}
     )
-    model = Seq2Seq(model_config, torch.Generator().manual_seed(seed))
+    model = Seq2Seq(model_config, torch.Generator().manual_seed(seed)).to(device)
     noise = {"objective": objective, "density": density, "mean_span": mean_span}
 
     def corpus(texts: Sequence[str], seed: int) -> CorpusStream:
@@ -140,7 +150,7 @@ def pretrain(
         stream = _mixed(stream, tasks, words, size.lengths, cap=cap, seed=seed)
     judge = None
     if held_out:
-        judge = _held_out_loss(corpus(held_out, 0), size.lengths, model_config.arch)
+        judge = _held_out_loss(corpus(held_out, 0), size.lengths, model_config.arch, device)
     chosen = TrainingPlan(
         **{"steps": steps, "batch_size": batch_size, "lengths": size.lengths, "seed": seed,
            "loss_on": "all" if objective == "lm" else "targets", **(plan or {})}
@@ -148,7 +158,7 @@ def pretrain(
     facts = {"kind": "pretraining", "scale": asdict(size), "tasks": [t.name for t in tasks],
              "vocabulary": words.facts(), **noise}  # fmt: skip
     text_model = TextModel(model=model, vocabulary=words, lengths=size.lengths, facts=facts)
-    return _run(Path(out), text_model, stream, chosen, judge, callback, None)
+    return _run(Path(out), text_model, stream, chosen, judge, callback, None, device, parallel)
 
 
 def finetune(
@@ -170,6 +180,8 @@ def finetune(
     decoder: Decoder | None = None,
     most: int | None = 500,
     callback: Callable[[StepReport], bool | None] | None = None,
+    device: torch.device | str = "cpu",
+    parallel: Parallel = "ddp",
 ) -> TextRun:
     """Fine-tune a model on a task, or on a mixture of tasks; ``start`` itself is not changed.
 
@@ -184,6 +196,8 @@ def finetune(
         Of the mixing rates of several tasks.
     most
         Validation examples of each task that are scored at the end.
+    device, parallel
+        As for :func:`~fishertope.experiments.text2text.training.train`.
     """
     chosen_tasks = [tasks] if isinstance(tasks, Task) else list(tasks)
     kept = [t for t in chosen_tasks if t.name != leave_out]
@@ -193,6 +207,7 @@ def finetune(
         )
     model = Seq2Seq(start.model.config)
     model.load_state_dict(start.model.state_dict())
+    model.to(device)
     rows = start.lengths if lengths is None else lengths
     trainable: Trainable | None = None
     if method == "adapters":
@@ -220,17 +235,21 @@ def finetune(
             f"{task.name} {name}": value
             for task in chosen_tasks if task.metrics
             for name, value in evaluate(m, task, start.vocabulary, lengths=rows, decoder=decoder,
-                                        most=most).scores.items()
+                                        most=most, shared=True).scores.items()
         }  # fmt: skip
 
-    return _run(Path(out), text_model, stream, training_plan, judge, callback, trainable)
+    return _run(
+        Path(out), text_model, stream, training_plan, judge, callback, trainable, device, parallel
+    )
 
 
-def _held_out_loss(stream: Stream, lengths: Lengths, arch: str) -> Evaluate:
+def _held_out_loss(
+    stream: Stream, lengths: Lengths, arch: str, device: torch.device | str
+) -> Evaluate:
     """The loss a token of the first eight batches of a stream."""
     judged = BatchStream(stream, lengths, batch_size=32, arch=arch)
     batches = [next(judged) for _ in range(8)]
-    return lambda model: {"held-out loss": mean_loss(model, batches)}
+    return lambda model: {"held-out loss": mean_loss(model, batches, device)}
 
 
 def _known(name: str, choices: Mapping[str, Any]) -> str:
@@ -256,12 +275,13 @@ def _mixed(
 def _run(
     out: Path, text_model: TextModel, stream: Stream, plan: TrainingPlan, judge: Any,
     callback: Callable[[StepReport], bool | None] | None, trainable: Trainable | None,
+    device: torch.device | str, parallel: Parallel,
 ) -> TextRun:  # fmt: skip
     model = text_model.model
     facts = dict(text_model.facts)
     done = train(
         model, stream, plan, folder=out / "training", evaluate=judge, callback=callback,
-        trainable=trainable, identity=facts,
+        trainable=trainable, identity=facts, device=device, parallel=parallel,
     )  # fmt: skip
     model.eval()
     results: dict[str, Any] = {
@@ -270,14 +290,19 @@ def _run(
         "parameters": sum(p.numel() for p in model.parameters()), "plan": asdict(plan),
         "config": asdict(model.config), "facts": facts, "log": done.log,
         "evaluations": done.evaluations, "threads": torch.get_num_threads(),
+        "processes": ranks()[1], "parallel": parallel, "device": str(device),
         "peak_memory_mib": peak_memory_mib(), "versions": versions(),
     }  # fmt: skip
     results = {k: None if v != v else v for k, v in results.items()}
     trained = replace(text_model, facts={**facts, "steps": done.step, "scores": results["scores"]})
-    if done.status != "diverged":
-        save_model(out / "model", model, trained.vocabulary, trained.lengths, trained.facts)
-    write_json(out / "results.json", results)
-    from .page import run_page
 
-    write_text(out / "report.html", run_page(results))
+    def write() -> None:
+        from .page import run_page
+
+        if done.status != "diverged":
+            save_model(out / "model", model, trained.vocabulary, trained.lengths, trained.facts)
+        write_json(out / "results.json", results)
+        write_text(out / "report.html", run_page(results))
+
+    first(write)
     return TextRun(folder=out, text_model=trained, training=done, results=results)

@@ -19,6 +19,8 @@ from fishertope.core.storage import read_json, write_json, write_text
 from . import _training_state as state
 from .batches import Lengths, LossOn
 from .optimizers import make_optimizer
+from .parallel import Holding, Parallel, Shards, hold
+from .processes import check_agreement, explained, first, ranks, summed
 from .steps import batch_loss
 from .streams import BatchStream, Stream
 
@@ -127,6 +129,7 @@ def train(
     trainable: Trainable | None = None,
     identity: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
+    parallel: Parallel = "ddp",
 ) -> TrainingRun:
     """Train ``model`` in place.
 
@@ -143,37 +146,62 @@ def train(
         Which parameters each step trains.
     identity
         Facts that tell this run from another (data, vocabulary, base model); kept with the plan.
+    device
+        Where the model lies.
+    parallel
+        In several processes, what each of them holds: ``"ddp"`` all parameters, ``"fsdp"`` a part
+        of each parameter, gradient and optimizer state (FSDP2). No part of the run's identity.
 
     Raises
     ------
     ResultsExistError
         If the folder holds another run.
     InvalidInputError
-        If a step trains no parameter.
+        If a step trains no parameter, processes begin with different models, or their number does
+        not divide the batch.
+    CorruptFileError
+        If the checkpoint is damaged or of another model.
+    RankLostError
+        If another process ended.
 
     Notes
     -----
-    Within ``torchrun`` each process reads its rows of every batch and gradients are summed, so the
-    result does not depend on the number of processes but for rounding (and dropout masks).
+    Within a process group (:func:`~fishertope.experiments.text2text.processes.process_group`)
+    each process reads its rows of every batch and gradients are summed, so the result does not
+    depend on the number of processes or on ``parallel`` but for rounding, dropout masks and what
+    is said of a batch as a whole (the balance loss of experts); with the same number it is the
+    same to the bit. A checkpoint of any number resumes under any other. Process 0 alone writes;
+    all of them call ``evaluate`` (with the whole model) and ``callback``, any of which may stop
+    the run.
+
+    Under ``"fsdp"`` the caller's model has no values but during ``evaluate`` and after the end;
+    it is left without any by an error.
     """
-    rank, world = state.ranks()
+    rank, world = ranks()
     arch = str(getattr(getattr(model, "config", None), "arch", "encdec"))
     batches = BatchStream(
         stream, plan.lengths, batch_size=plan.batch_size, arch=arch, packed=plan.packed,
         loss_on=plan.loss_on if arch == "lm" else "targets", shard=rank, shards=world,
     )  # fmt: skip
-    names = dict(model.named_parameters())
-    loop = _Loop(model=model, names=names, batches=batches, plan=plan, device=device)
-    if folder is not None:
-        loop.open(Path(folder), _identity(model, plan, identity))
+    facts = _identity(model, plan, identity) if folder is not None or world > 1 else {}
+    if world > 1:
+        check_agreement(json.dumps(facts, sort_keys=True), "training")
     was = model.training
-    flags = {name: p.requires_grad for name, p in names.items()}
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    # Dropout draws from the device's generator, which is the caller's.
+    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=[]):
+        holding = hold(model, parallel, device)
+        loop = _Loop(callers=model, holding=holding, batches=batches, plan=plan, device=device)
+        with explained(), torch.random.fork_rng(devices=devices):
+            if folder is not None:
+                loop.open(Path(folder), facts)
             status = loop.run(evaluate, callback, trainable)
+            if isinstance(holding, Shards):
+                holding.give_back()
     finally:
         model.train(was)
-        for name, parameter in names.items():
+        for name, parameter in model.named_parameters():
             parameter.requires_grad_(flags[name])
             parameter.grad = None
     return TrainingRun(status=status, step=loop.step, log=loop.log, evaluations=loop.evaluations)
@@ -194,14 +222,17 @@ class _Loop:
     """The state of a run between two steps."""
 
     def __init__(
-        self, *, model: nn.Module, names: dict[str, nn.Parameter], batches: BatchStream,
-        plan: TrainingPlan, device: torch.device | str,
+        self, *, callers: nn.Module, holding: Holding, batches: BatchStream, plan: TrainingPlan,
+        device: torch.device | str,
     ) -> None:  # fmt: skip
-        self.model, self.names, self.batches, self.plan = model, names, batches, plan
+        self.callers, self.holding, self.batches, self.plan = callers, holding, batches, plan
+        self.model, self.names = holding.model, holding.names
+        names = self.names
         self.device = device
         self.optimizer, self.scheduler = make_optimizer(
-            plan.optimizer, names, rate=plan.rate, warmup=plan.warmup, decay=plan.decay
-        )
+            plan.optimizer, names, rate=plan.rate, warmup=plan.warmup, decay=plan.decay,
+            sharded=isinstance(holding, Shards),
+        )  # fmt: skip
         self.start: dict[str, Tensor] = {}
         if plan.pull:
             self.start = {name: p.detach().clone() for name, p in names.items()}
@@ -213,36 +244,23 @@ class _Loop:
     def open(self, folder: Path, identity: dict[str, Any]) -> None:
         """Take a new folder, or go on from the checkpoint of an old one."""
         self.folder = folder
-        rank, _ = state.ranks()
-        found = folder / "plan.json"
-        if not found.exists():
-            if rank == 0:
-                folder.mkdir(parents=True, exist_ok=True)
-                write_json(found, identity)
-        elif read_json(found) != json.loads(json.dumps(identity)):
-            raise ResultsExistError(
-                f"{folder} holds another training run (its plan.json differs); choose another "
-                "folder, or delete that one"
-            )
-        checkpoint = state.newest(folder)
-        if checkpoint is None:
+        newest = first(lambda: _opened(folder, identity))
+        if newest is None:
             return
-        loaded = state.load(checkpoint, self.names, self.optimizer, self.scheduler)
+        checkpoint = folder / str(newest)
+        loaded = state.load(checkpoint, self.holding, self.optimizer, self.scheduler)
         self.step, self.tokens = loaded["step"], loaded["tokens"]
         self.seconds = loaded["seconds"]
         self.batches.restore(loaded["stream"])
-        for line in _lines(folder / "log.jsonl", self.step):
+        for line in first(lambda: _rewound(folder / "log.jsonl", self.step)):
             (self.evaluations if "scores" in line else self.log).append(line)
-        if rank == 0:
-            entries = sorted(self.log + self.evaluations, key=lambda e: int(e["step"]))
-            write_text(folder / "log.jsonl", "".join(json.dumps(e) + "\n" for e in entries))
 
     def run(
         self, evaluate: Evaluate | None, callback: Callable[[StepReport], bool | None] | None,
         trainable: Trainable | None,
     ) -> Literal["finished", "stopped", "diverged"]:  # fmt: skip
         """Steps until the end, a stop, or a loss that is not finite."""
-        plan = self.plan
+        plan, world = self.plan, ranks()[1]
         self.model.train()
         while self.step < plan.steps:
             began = time.perf_counter()
@@ -263,6 +281,8 @@ class _Loop:
                 StepReport(step=self.step, steps=plan.steps, loss=loss, tokens=self.tokens,
                            seconds=self.seconds)
             ) is True  # fmt: skip
+            if callback is not None and world > 1:
+                stop = summed(float(stop))[0] > 0
             if last or stop or _due(self.step, plan.save_every):
                 self.save()
             if stop:
@@ -285,22 +305,19 @@ class _Loop:
 
     def _update(self) -> tuple[float, int]:
         """One batch: gradients of the mean loss a counted token, summed over processes."""
-        rank, world = state.ranks()
         batch = next(self.batches)
-        torch.manual_seed(state.step_seed(self.plan.seed, self.step, rank))
+        torch.manual_seed(state.step_seed(self.plan.seed, self.step, ranks()[0]))
         loss = batch_loss(self.model, batch, z_loss=self.plan.z_loss, device=self.device)
-        counted, total, read = state.summed(
+        counted, total, read = summed(
             loss.tokens, float(loss.total.detach()), float(batch.n_tokens)
         )
         objective = loss.total / max(counted, 1.0)
         if loss.auxiliary is not None:
             objective = objective + loss.auxiliary * (loss.tokens / max(counted, 1.0))
         torch.autograd.backward(objective)
-        grads = {n: p for n, p in self.names.items() if p.grad is not None}
-        if world > 1:
-            state.sum_gradients([p.grad for p in grads.values() if p.grad is not None])
+        self.holding.sum_gradients()
         if self.plan.pull:
-            for name, parameter in grads.items():
+            for name, parameter in self.names.items():
                 if parameter.grad is not None:
                     away = parameter.detach() - self.start[name]
                     parameter.grad.add_(away, alpha=self.plan.pull)
@@ -313,24 +330,53 @@ class _Loop:
         return mean, int(read)
 
     def _score(self, evaluate: Evaluate) -> None:
-        with _evaluating(self.model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            scores = {k: float(v) for k, v in evaluate(self.model).items()}
+        model = self.callers
+        unseen = torch.random.fork_rng(devices=[])
+        with self.holding.whole(), _evaluating(model), torch.no_grad(), unseen:
+            scores = {k: float(v) for k, v in evaluate(model).items()}
         self._note(self.evaluations, {"scores": scores})
 
     def _note(self, where: list[dict[str, Any]], facts: dict[str, Any]) -> None:
         entry = {"step": self.step, **facts}
         where.append(entry)
-        if self.folder is not None and state.ranks()[0] == 0:
-            with (self.folder / "log.jsonl").open("a") as file:
-                file.write(json.dumps(entry) + "\n")
+        if self.folder is not None:
+            path = self.folder / "log.jsonl"
+            first(lambda: _append(path, json.dumps(entry) + "\n"))
 
     def save(self) -> None:
         """Write a checkpoint and drop the one before."""
-        if self.folder is None or state.ranks()[0] != 0:
+        if self.folder is None:
             return
         facts = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds,
                  "stream": self.batches.state()}  # fmt: skip
-        state.save(self.folder, self.step, self.names, self.optimizer, self.scheduler, facts)
+        state.save(self.folder, self.step, self.holding, self.optimizer, self.scheduler, facts)
+
+
+def _opened(folder: Path, identity: dict[str, Any]) -> str | None:
+    """Name of the newest checkpoint of this run; a new folder is made the run's own."""
+    found = folder / "plan.json"
+    if not found.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(found, identity)
+    elif read_json(found) != json.loads(json.dumps(identity)):
+        raise ResultsExistError(
+            f"{folder} holds another training run (its plan.json differs); choose another "
+            "folder, or delete that one"
+        )
+    newest = state.newest(folder)
+    return None if newest is None else newest.name
+
+
+def _rewound(path: Path, step: int) -> list[dict[str, Any]]:
+    """Entries of a log up to a step; the others are removed from the file."""
+    entries = sorted(_lines(path, step), key=lambda entry: int(entry["step"]))
+    write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
+    return entries
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("a") as file:
+        file.write(line)
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ._console import JsonOption, QuietOption, print_json, print_page, stderr, stdout
-from ._long_runs import bar, ending_with
+from ._long_runs import bar, ending_with, only_first
+from ._processes import DeviceOption, ParallelOption, together
 
 if TYPE_CHECKING:
     from ..experiments.text2text.runs import TextRun
@@ -61,18 +62,24 @@ def pretrain(
     batch_size: BatchOption = 32,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
     seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    parallel: ParallelOption = "ddp",
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Pre-train a model from scratch."""
+    """Pre-train a model from scratch.
+
+    In several processes: torchrun --standalone --nproc-per-node 2 -m fishertope text pretrain ...
+    """
     from ..experiments.text2text import runs
 
-    documents, held_out = _documents(corpus)
-    with ending_with(_LATER), _steps(json, quiet) as tell:
+    with ending_with(_LATER), together(device) as place, _steps(json, quiet) as tell:
+        documents, held_out = _documents(corpus)
         done = runs.pretrain(
             out, documents, held_out=held_out, scale=scale, objective=objective, density=density,
             mean_span=mean_span, vocabulary=vocabulary, steps=steps, batch_size=batch_size,
             seed=seed, config={"arch": arch}, plan={"save_every": save_every}, callback=tell,
+            device=place, parallel=parallel,  # type: ignore[arg-type]
         )  # fmt: skip
     _show(done, json, quiet)
 
@@ -94,21 +101,27 @@ def finetune(
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
     decode: DecodeOption = "greedy",
     seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    parallel: ParallelOption = "ddp",
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Fine-tune a model on a task or a mixture, and score it on the validation examples."""
+    """Fine-tune a model on a task or a mixture, and score it on the validation examples.
+
+    In several processes: torchrun --standalone --nproc-per-node 2 -m fishertope text finetune ...
+    """
     from ..experiments.text2text import runs
     from ..experiments.text2text.evaluation import Decoder
     from ..experiments.text2text.folders import load_model
 
-    start = load_model(_model_folder(model))
-    with ending_with(_LATER), _steps(json, quiet) as tell:
+    with ending_with(_LATER), together(device) as place, _steps(json, quiet) as tell:
+        start = load_model(_model_folder(model))
         done = runs.finetune(
             out, start, [_task(name) for name in task], steps=steps, batch_size=batch_size,
             rate=rate, method=method, adapter_width=adapter_width, cap=cap,  # type: ignore[arg-type]
             temperature=temperature, seed=seed, plan={"save_every": save_every},
             decoder=Decoder(how=decode), callback=tell,  # type: ignore[arg-type]
+            device=place, parallel=parallel,  # type: ignore[arg-type]
         )  # fmt: skip
     _show(done, json, quiet)
 
@@ -121,19 +134,28 @@ def evaluate(
     decode: DecodeOption = "greedy",
     most: Annotated[int | None, typer.Option(min=1, help="Score this many examples only.")] = None,
     show: Annotated[int, typer.Option(min=0, help="Print this many predictions.")] = 3,
+    device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Predict the examples of tasks and score the predictions."""
+    """Predict the examples of tasks and score the predictions.
+
+    The processes of torchrun share the examples.
+    """
     from ..core.report import Column, Table
     from ..experiments.text2text.evaluation import Decoder, evaluate as score
     from ..experiments.text2text.folders import load_model
 
-    loaded = load_model(_model_folder(model))
-    found = [
-        score(loaded.model, _task(name), loaded.vocabulary, lengths=loaded.lengths,
-              split=split, decoder=Decoder(how=decode), most=most)  # type: ignore[arg-type]
-        for name in task
-    ]  # fmt: skip
+    with together(device) as place:
+        loaded = load_model(_model_folder(model))
+        loaded.model.to(place)
+        found = [
+            score(loaded.model, _task(name), loaded.vocabulary, lengths=loaded.lengths,
+                  split=split, decoder=Decoder(how=decode), most=most,  # type: ignore[arg-type]
+                  shared=True)
+            for name in task
+        ]  # fmt: skip
+    if not only_first():
+        return
     if json:
         print_json([{"task": e.task, "split": e.split, "n": len(e.examples), **e.scores}
                     for e in found])  # fmt: skip
@@ -169,6 +191,8 @@ def generate(
     from ..experiments.text2text.evaluation import Decoder, generate as make
     from ..experiments.text2text.folders import load_model
 
+    if not only_first():
+        return
     loaded = load_model(_model_folder(model))
     given = texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     decoder = Decoder(
@@ -226,7 +250,8 @@ def _steps(json: bool, quiet: bool) -> Any:
 
     @contextmanager
     def shown() -> Any:
-        with bar(None if json or quiet else stderr(), "training", "steps") as advance:
+        silent = json or quiet or not only_first()
+        with bar(None if silent else stderr(), "training", "steps") as advance:
             yield _teller(advance)
 
     return shown()
@@ -247,7 +272,9 @@ def _teller(advance: Callable[..., Any]) -> Callable[[StepReport], None]:
 
 
 def _show(done: TextRun, json: bool, quiet: bool) -> None:
-    if json:
+    if not only_first():
+        pass
+    elif json:
         print_json({k: v for k, v in done.results.items() if k not in ("log", "evaluations")})
     elif not quiet:
         console = stdout()
