@@ -178,6 +178,11 @@ def train(
     it is left without any by an error.
     """
     rank, world = ranks()
+    if plan.batch_size % world:
+        raise InvalidInputError(
+            f"batch_size={plan.batch_size} was given to {world} processes, which share the rows "
+            "equally; give a multiple of their number"
+        )
     arch = str(getattr(getattr(model, "config", None), "arch", "encdec"))
     batches = BatchStream(
         stream, plan.lengths, batch_size=plan.batch_size, arch=arch, packed=plan.packed,
