@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from ..display import Shown
-from ..errors import CorruptFileError, InvalidInputError
-from ..storage.arrays import load_arrays, save_arrays
+from ..errors import InvalidInputError
+from ..storage.arrays import save_arrays
 from ..types import Array, NumpyArray
+from .precision_file import KIND, StoredPrecisions, complete_layouts
 from .structures import DampingMode, Precision, SiteLayout
-from .structures.storing import described, layout_facts, layout_of, rebuilt
+from .structures.storing import described, layout_facts
 
-KIND = "precision tree"
 STRUCTURES = (
     "diagonal", "isotropic", "block", "gram", "kronecker", "ekfac", "lowrank+diagonal",
 )  # fmt: skip
@@ -66,36 +66,14 @@ class PrecisionTree(Shown, Mapping[str, Precision]):
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.sites:
-            raise InvalidInputError("A precision tree without sites was given; one is needed.")
+        shapes = {name: p.shape for name, p in self.sites.items()}
+        complete = complete_layouts(shapes, self.layouts)
         if set(self.sites) != set(self.trace_errors):
             odd = sorted(set(self.sites) ^ set(self.trace_errors))
             raise InvalidInputError(
                 f"Precisions and standard errors of different sites were given ({', '.join(odd)} "
                 "on one side only); give both for every site."
             )
-        unknown = sorted(set(self.layouts) - set(self.sites))
-        if unknown:
-            raise InvalidInputError(
-                f"Layouts of sites without precision were given: {', '.join(unknown)}."
-            )
-        owner: dict[str, str] = {}
-        complete: dict[str, SiteLayout] = {}
-        for name, precision in self.sites.items():
-            layout = self.layouts.get(name) or SiteLayout(weight=name, weight_shape=precision.shape)
-            if layout.shape != precision.shape:
-                raise InvalidInputError(
-                    f"{name!r} has a precision of shape {precision.shape}, but its parameters make "
-                    f"up {layout.shape}."
-                )
-            for parameter in layout.parameters:
-                if parameter in owner:
-                    raise InvalidInputError(
-                        f"{parameter!r} belongs to the sites {owner[parameter]!r} and {name!r}; "
-                        "one is accepted."
-                    )
-                owner[parameter] = name
-            complete[name] = layout
         object.__setattr__(self, "layouts", complete)
 
     def __getitem__(self, name: str) -> Precision:
@@ -234,28 +212,14 @@ class PrecisionTree(Shown, Mapping[str, Precision]):
         InvalidInputError
             If it holds something else.
         """
-        arrays, own = load_arrays(path, kind=KIND)
-        try:
-            used: set[str] = set()
-            sites = {name: rebuilt(own["sites"][name], arrays, used) for name in own["order"]}
-            if len(sites) != len(own["sites"]) or used != set(arrays):
-                raise InvalidInputError("sites or arrays are left over")
-            n = own["n_examples"]
-            if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n < 2**62:
-                raise InvalidInputError("the number of examples is no whole number >= 1")
-            errors = own["trace_errors"]
-            return cls(
-                sites=sites,
-                n_examples=n,
-                trace_errors={n: np.nan if e is None else float(e) for n, e in errors.items()},
-                layouts={name: layout_of(found) for name, found in own["layouts"].items()},
-                facts=dict(own["facts"]),
-            )
-        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as exc:
-            raise CorruptFileError(
-                f"{os.fspath(path)}: the contents are not a precision tree of ours ({exc}). Write "
-                "the file again with PrecisionTree.save."
-            ) from exc
+        stored = StoredPrecisions.open(path)
+        return cls(
+            sites={name: stored.site(name) for name in stored.sites},
+            n_examples=stored.n_examples,
+            trace_errors=stored.trace_errors,
+            layouts=stored.layouts,
+            facts=stored.facts,
+        )
 
     def __repr__(self) -> str:
         return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -90,7 +90,7 @@ def _structured(terms: Terms, kinds: set[type[Any]], shape: tuple[int, ...]) -> 
     number = sum(c * p.scale for c, p in simple if isinstance(p, Isotropic))
     if kinds <= {Gram, Isotropic}:
         grams = [(c, cast(Gram, p)) for c, p in rest]
-        A = _added([c * p.input_factor for c, p in grams])
+        A = _added(c * p.input_factor for c, p in grams)
         return Gram(_plus(A, number), grams[0][1].outputs)
     if len(rest) == 1 and kinds <= {Kronecker, EKFAC, Isotropic}:
         one = rest[0][1].scaled(rest[0][0])
@@ -100,10 +100,10 @@ def _structured(terms: Terms, kinds: set[type[Any]], shape: tuple[int, ...]) -> 
         xp = array_namespace(lows[0][1].values)
         rows = xp.concat([p.rows * c**0.5 for c, p in lows], axis=0)
         return LowRankDiagonal(
-            _added([c * p.values for c, p in lows]) + diagonal_of(simple, shape), rows
+            _added(c * p.values for c, p in lows) + diagonal_of(simple, shape), rows
         )
     if kinds <= {DenseBlock, Isotropic, Diagonal}:
-        M = _added([c * cast(DenseBlock, p).matrix for c, p in rest])
+        M = _added(c * cast(DenseBlock, p).matrix for c, p in rest)
         extra: Any = diagonal_of(simple, shape)
         if not isinstance(extra, float):
             M = M + array_namespace(M).eye(int(M.shape[0])) * extra.reshape(-1)[None, :]
@@ -112,10 +112,11 @@ def _structured(terms: Terms, kinds: set[type[Any]], shape: tuple[int, ...]) -> 
     return None
 
 
-def _added(arrays: Sequence[Array]) -> Array:
-    total = arrays[0]
-    for x in arrays[1:]:
-        total = total + x
+def _added(arrays: Iterable[Array]) -> Array:
+    """The sum in order; of a generator never more than two arrays are there at once."""
+    total: Array = None
+    for x in arrays:
+        total = x if total is None else total + x
     return total
 
 

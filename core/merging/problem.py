@@ -27,6 +27,7 @@ from .entries import weighted_mean
 from .groups import Group, Tree, groups_of, parameters_of, precision_in
 from .inputs import check_anchor, check_weights, digest_order, finite_sources
 from .sites import SitePolicy
+from .solvers.rows import by_rows, in_panels, right_of_rows
 from .sources import Source, read
 
 
@@ -175,7 +176,7 @@ class MergeProblem:
             precisions=tuple(parts),
             center=center,
             anchor=anchor,
-            ridge=self._ridge(lam, parts),
+            ridge=ridge_of(self.damping, lam, parts),
             anchored=self.base is not None,
             skipped=skipped,
             backend=self.backend,
@@ -212,15 +213,6 @@ class MergeProblem:
         else:
             one = converted(precision_in(R, group, self.like), self.like)
         return center, (self.anchor.weight, one)
-
-    def _ridge(self, lam: Sequence[float], parts: Sequence[Precision]) -> float:
-        rho = self.damping.rho
-        if rho == 0.0 or self.damping.mode == "factored":
-            return 0.0
-        if self.damping.mode == "absolute":
-            return float(rho)
-        size = float(np.prod(parts[0].shape))
-        return float(rho) * sum(w * p.trace() for w, p in zip(lam, parts, strict=True)) / size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -277,6 +269,13 @@ class GroupSystem:
 
     def right_side(self) -> Array:
         """Σ λ_i P_i (θ_i − c)."""
+        if isinstance(self.center, np.ndarray) and by_rows(self.precisions):
+            return in_panels(
+                self.precisions[0].shape,
+                lambda a, b: right_of_rows(
+                    self.weights, self.precisions, self.sources[:, a:b], self.center[a:b]
+                ),
+            )
         out = None
         for i, (w, p) in enumerate(zip(self.weights, self.precisions, strict=True)):
             part = w * p.apply(self.sources[i, ...] - self.center)
@@ -322,6 +321,17 @@ class GroupSystem:
             value += w * float(xp.sum(gap * product))
             half = half + w * product
         return value, half
+
+
+def ridge_of(damping: Damping, weights: Sequence[float], parts: Sequence[Precision]) -> float:
+    """ρ of the term ρ‖θ − c‖² of a group with these weighted precisions."""
+    rho = damping.rho
+    if rho == 0.0 or damping.mode == "factored":
+        return 0.0
+    if damping.mode == "absolute":
+        return float(rho)
+    size = float(np.prod(parts[0].shape))
+    return float(rho) * sum(w * p.trace() for w, p in zip(weights, parts, strict=True)) / size
 
 
 def _base(anchor: Anchor | None, merged: Sequence[str], first: Source) -> Source | None:

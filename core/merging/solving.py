@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 from array_api_compat import array_namespace
 
+from ..backend.threads import serial_blas
 from ..errors import ConvergenceWarning, InvalidInputError, SolveFailedError
 from ..fisher.structures.coordinatewise import Diagonal, Isotropic
 from ..fisher.structures.factored import EKFAC, Gram, Kronecker
@@ -23,7 +24,7 @@ from .entries import precision_mean, weighted_mean
 from .groups import Group
 from .problem import GroupSystem, MergeProblem
 from .solution import MergeSolution, SiteReport
-from .solvers.dense import solve_psd
+from .solvers.dense import factorised, solve_psd
 from .solvers.kronecker import solve_two_kronecker
 from .solvers.options import (
     PCG,
@@ -37,6 +38,7 @@ from .solvers.options import (
     solver_of,
 )
 from .solvers.pcg import pcg
+from .solvers.rows import in_panels, solved_rows
 from .solvers.woodbury import solve_woodbury
 from .sources import read
 from .unmerged import others, write_group
@@ -118,7 +120,7 @@ def solve(problem: MergeProblem, solver: Solver | str = "auto") -> MergeSolution
                 fallback=answer.fallback, skipped=system.skipped,
             )  # fmt: skip
             reports[group.name] = report
-            _warn(report)
+            warn_of(report)
             params |= write_group(group, answer.theta, problem.sources)
     params, sites = others(problem, params, reports, order)
     return MergeSolution(
@@ -150,7 +152,7 @@ def _solve_group(
         return Answer(system.center, "none", "the right side is 0, so θ = c")
     found = _by_structure(system, total, right, solver, group)
     if found.fallback and fallback == "error" and not system.anchored:
-        raise InvalidInputError(_undetermined(system.name, found.fallback))
+        raise InvalidInputError(undetermined(system.name, found.fallback))
     d = found.theta
     theta = xp.where(d == 0, system.center, system.center + d)
     return replace(found, theta=theta)
@@ -189,7 +191,7 @@ def _coordinates(system: GroupSystem, fallback: str) -> Answer | None:
     none = total == 0
     count = int(xp.sum(xp.astype(none, xp.int64)))
     if count and fallback == "error" and not system.anchored:
-        raise InvalidInputError(_undetermined(system.name, count))
+        raise InvalidInputError(undetermined(system.name, count))
     value = xp.where(none, center, value)
     low = xp.min(xp.where(none, xp.full_like(total, float("inf")), total))
     high = xp.max(total)
@@ -225,12 +227,7 @@ def _by_structure(
     auto = isinstance(solver, Auto)
     size = prod(total.shape)
     if isinstance(total, Gram) and (auto or isinstance(solver, Cholesky)):
-        answer = solve_psd(total.input_factor, right.T)
-        _check_psd(system.name, answer.negative)
-        return Answer(
-            answer.x.T, answer.how, f"Gram sum: a system of {total.shape[1]} inputs",
-            answer.condition, fallback=answer.null * total.shape[0],
-        )  # fmt: skip
+        return _gram(system.name, total, right)
     if isinstance(total, (Kronecker, EKFAC)) and (auto or isinstance(solver, ClosedForm)):
         one = total.in_eigenbasis() if isinstance(total, Kronecker) else total
         if one.output_basis.shape[0] == one.output_basis.shape[1] and (
@@ -258,6 +255,25 @@ def _by_structure(
         f"({', '.join(sorted({p.kind for _, p in system.terms}))}); choose 'auto', 'cholesky' or "
         "'pcg'."
     )
+
+
+def _gram(name: str, total: Gram, right: Array) -> Answer:
+    if isinstance(right, np.ndarray):
+        with serial_blas():
+            ready = factorised(total.input_factor)
+        d = in_panels(total.shape, lambda a, b: solved_rows(ready, right[a:b]))
+    else:
+        ready = factorised(total.input_factor)
+        d = ready.solve(right.T).T
+    check_psd(name, ready.negative)
+    return Answer(
+        d, ready.how, gram_reason(total), ready.condition, fallback=ready.null * total.shape[0]
+    )
+
+
+def gram_reason(total: Gram) -> str:
+    """Why a site is solved by its rows."""
+    return f"Gram sum: a system of {total.shape[1]} inputs"
 
 
 def _eigenbasis(one: EKFAC, right: Array) -> Answer:
@@ -292,7 +308,7 @@ def _two_kronecker(total: Precision, right: Array) -> Answer | None:
 def _dense(name: str, total: Precision, right: Array, why: str) -> Answer:
     xp = array_namespace(right)
     answer = solve_psd(total.to_dense(limit=prod(total.shape)), xp.reshape(right, (-1, 1)))
-    _check_psd(name, answer.negative)
+    check_psd(name, answer.negative)
     return Answer(
         xp.reshape(answer.x, total.shape), answer.how, why, answer.condition, fallback=answer.null
     )
@@ -331,7 +347,14 @@ def _implicit(p: Precision) -> bool:
     return isinstance(p, Implicit) and p.diagonal_of is None
 
 
-def _check_psd(name: str, negative: float) -> None:
+def check_psd(name: str, negative: float) -> None:
+    """Refuse a sum with a negative eigenvalue that is no rounding.
+
+    Raises
+    ------
+    InvalidInputError
+        Naming the site.
+    """
     if negative:
         raise InvalidInputError(
             f"{name!r}: the summed precision has a negative eigenvalue ({negative:.1e} of the "
@@ -340,14 +363,16 @@ def _check_psd(name: str, negative: float) -> None:
         )
 
 
-def _undetermined(name: str, count: int) -> str:
+def undetermined(name: str, count: int) -> str:
+    """What to say of coordinates that no precision determines."""
     return (
         f"{name!r}: no precision determines {count} coordinates or directions, and there is no "
         "anchor. Give an anchor or damping, or fallback='mean' to leave them at the weighted mean."
     )
 
 
-def _warn(report: SiteReport) -> None:
+def warn_of(report: SiteReport) -> None:
+    """Warn of a solution that did not converge or hangs on rounding."""
     if not report.converged:
         warnings.warn(
             f"{report.name!r}: PCG stopped after {report.steps} steps at a relative residual of "

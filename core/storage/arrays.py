@@ -113,18 +113,64 @@ def load_arrays(
     FileNotFoundError
         If there is no such file.
     """
-    name = os.fspath(path)
-    with Path(path).open("rb") as file:
-        header = read_header(file, name)
-        facts, digests = _check_metadata(header, name, kind)
-        arrays: dict[str, NumpyArray] = {}
-        for key, place in header.places.items():
-            arrays[key] = _read(file, header, place, name, mapped=mapped)
-            if hashlib.sha256(_bytes(arrays[key])).hexdigest() != digests[key]:
-                raise damaged(name, f"the bytes of array {key!r} do not match their SHA-256")
-            if place.dtype == "BOOL" and np.any(arrays[key].view(np.uint8) > 1):
-                raise damaged(name, f"array {key!r} holds truth values other than 0 and 1")
-    return arrays, facts
+    stored = StoredArrays(path, kind=kind)
+    with stored.path.open("rb") as file:
+        arrays = {key: stored.read(key, file=file, mapped=mapped) for key in stored.places}
+    return arrays, dict(stored.facts)
+
+
+class StoredArrays:
+    """A file of :func:`save_arrays`, its header checked, whose arrays are read one by one.
+
+    Parameters
+    ----------
+    path : path
+    kind : str, optional
+        Refuse a file that holds something else.
+
+    Raises
+    ------
+    CorruptFileError, InvalidInputError, FileNotFoundError
+        As :func:`load_arrays`, for everything that the header tells.
+
+    Attributes
+    ----------
+    path : Path
+    facts : dict
+    places : mapping of str to Place
+        Dtype, shape and place of every array.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, kind: str | None = None) -> None:
+        self.path = Path(path)
+        self._name = os.fspath(path)
+        with self.path.open("rb") as file:
+            self._header = read_header(file, self._name)
+        self.facts, self._digests = _check_metadata(self._header, self._name, kind)
+        self.places: Mapping[str, Place] = self._header.places
+
+    def read(
+        self, key: str, *, file: BinaryIO | None = None, mapped: bool = False
+    ) -> NumpyArray:  # fmt: skip
+        """One array, after checking every byte of it; ``file`` spares opening the file again.
+
+        Raises
+        ------
+        CorruptFileError
+            If its bytes are not those that were written.
+        KeyError
+            If there is no such array.
+        """
+        if file is None:
+            with self.path.open("rb") as opened:
+                return self.read(key, file=opened, mapped=mapped)
+        place, name = self.places[key], self._name
+        array = _read(file, self._header, place, name, mapped=mapped)
+        if hashlib.sha256(_bytes(array)).hexdigest() != self._digests[key]:
+            raise damaged(name, f"the bytes of array {key!r} do not match their SHA-256")
+        if place.dtype == "BOOL" and np.any(array.view(np.uint8) > 1):
+            raise damaged(name, f"array {key!r} holds truth values other than 0 and 1")
+        return array
 
 
 def inspect_file(path: str | os.PathLike[str]) -> dict[str, Any]:

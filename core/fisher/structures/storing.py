@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 
@@ -22,6 +23,9 @@ MAX_DEPTH = 4
 """Wrappers within wrappers that a file may hold."""
 
 MAX_PARTS = 64
+
+ArrayFacts = tuple[np.dtype[Any], tuple[int, ...]]
+"""Dtype and shape of an array in a file."""
 
 # Fields that are arrays, and fields that are plain values, in the order of the constructor.
 _FIELDS: dict[type, tuple[str, ...]] = {
@@ -77,14 +81,68 @@ def described(precision: Precision, name: str, arrays: dict[str, NumpyArray]) ->
     return out
 
 
-def rebuilt(found: Any, arrays: Mapping[str, NumpyArray], used: set[str], depth: int = 0) -> Any:
-    """The precision that :func:`described` told of; names of its arrays are added to ``used``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """What :func:`described` told of a precision, checked as far as it goes without its arrays.
+
+    Attributes
+    ----------
+    kind : str
+    shape : tuple of int
+        Of the displacements.
+    arrays : tuple of str
+        Names of all arrays, those of parts among them.
+    parts : tuple of Outline
+        Of a wrapper.
+    factor : float
+        Of a scaled precision; else 1.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    arrays: tuple[str, ...]
+    parts: tuple[Outline, ...] = ()
+    factor: float = 1.0
+
+
+def outlined(found: Any, arrays: Mapping[str, ArrayFacts], used: set[str]) -> Outline:
+    """The outline of a precision in a file that holds ``arrays``; their names go to ``used``.
 
     Raises
     ------
     InvalidInputError, LookupError, TypeError
-        For anything that it did not tell.
+        For anything that :func:`described` did not tell, an array of another type than its
+        field's, or one that belongs to something else.
     """
+
+    def facts(field: str, key: Any) -> tuple[str, tuple[int, ...]]:
+        if key in used:
+            raise InvalidInputError(f"the array {key!r} belongs to two precisions")
+        dtype, shape = arrays[key]
+        if not np.issubdtype(dtype, np.bool_ if field == "mask" else np.floating):
+            raise InvalidInputError(f"{key!r} holds {dtype} numbers")
+        used.add(key)
+        return key, shape
+
+    return cast(Outline, _walked(found, facts, _outline))
+
+
+def rebuilt(found: Any, read: Callable[[str], NumpyArray]) -> Precision:
+    """The precision that :func:`described` told of and :func:`outlined` found sound.
+
+    Raises
+    ------
+    InvalidInputError, LookupError, TypeError
+        For anything that it did not tell, and for arrays that are no such precision's.
+    """
+    return cast(Precision, _walked(found, lambda _, key: read(key), lambda cls, v: cls(*v)))
+
+
+def _walked(
+    found: Any, array: Callable[[str, Any], Any], make: Callable[[Any, list[Any]], Any],
+    depth: int = 0,
+) -> Any:  # fmt: skip
+    """``make(class, fields)`` of plain values, with ``array(field, name)`` for every array."""
     cls = _KINDS[found["kind"]]
     if set(found) != {"kind", *_FIELDS[cls]} or depth > MAX_DEPTH:
         raise InvalidInputError(f"a {found['kind']} precision with other fields than its own")
@@ -94,9 +152,9 @@ def rebuilt(found: Any, arrays: Mapping[str, NumpyArray], used: set[str], depth:
         if field == "parts":
             if not isinstance(value, list) or len(value) > MAX_PARTS:
                 raise InvalidInputError("the parts of a sum are no short list")
-            values.append([rebuilt(v, arrays, used, depth + 1) for v in value])
+            values.append([_walked(v, array, make, depth + 1) for v in value])
         elif field == "part":
-            values.append(rebuilt(value, arrays, used, depth + 1))
+            values.append(_walked(value, array, make, depth + 1))
         elif field == "shape":
             values.append(_extents(value))
         elif field == "outputs":
@@ -110,15 +168,36 @@ def rebuilt(found: Any, arrays: Mapping[str, NumpyArray], used: set[str], depth:
                 raise InvalidInputError("sharing is no word")
             values.append(value)
         else:
-            if value in used:
-                raise InvalidInputError(f"the array {value!r} belongs to two precisions")
-            array = arrays[value]
-            wanted = np.bool_ if field == "mask" else np.floating
-            if not np.issubdtype(array.dtype, wanted):
-                raise InvalidInputError(f"{value!r} holds {array.dtype} numbers")
-            used.add(value)
-            values.append(array)
-    return cls(*values)
+            values.append(array(field, value))
+    return make(cls, values)
+
+
+def _outline(cls: type[Any], values: list[Any]) -> Outline:
+    """From the values of a class's fields, arrays as (name, shape)."""
+    given = dict(zip(_FIELDS[cls], values, strict=True))
+    parts = tuple(
+        given["parts"] if "parts" in given else [given[f] for f in ("part",) if f in given]
+    )
+    own = tuple(v for v in values if isinstance(v, tuple) and v and isinstance(v[0], str))
+    shapes = {f: v[1] for f, v in given.items() if v in own}
+    if cls is Isotropic or cls is DenseBlock:
+        shape = given["shape"]
+    elif cls is Gram:
+        shape = (given["outputs"], *shapes["input_factor"][:1])
+    elif cls is Kronecker:
+        shape = (*shapes["output_factor"][:1], *shapes["input_factor"][:1])
+    elif cls is EKFAC:
+        shape = (*shapes["output_basis"][:1], *shapes["input_basis"][:1])
+    elif parts:
+        shape = parts[0].shape
+    elif cls is Sum:
+        raise InvalidInputError("a sum of no precisions")
+    else:
+        shape = shapes["values"]
+    return Outline(
+        kind=cls.kind, shape=shape, parts=parts, factor=given.get("factor", 1.0),
+        arrays=(*(name for name, _ in own), *(name for p in parts for name in p.arrays)),
+    )  # fmt: skip
 
 
 def layout_facts(layout: SiteLayout) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from .recipes import Blocks, Counts, Diagonal, Linear, Recipe, Site
 from .views import is_finite, view_of
 
 if TYPE_CHECKING:
+    from .structured import Group
     from .task_vectors import Mask
 
 # The kernel takes differences from the source of the largest weight and does not use that weight
@@ -56,7 +57,7 @@ def recipe_job(found: Prepared, decision: Decision) -> Job:
 
 def _job(
     found: Prepared, decision: Decision, site: Site, recipe: Any, build: Callable[[], Recipe], *,
-    measured: bool, unit: int = 1, more: int = 0,
+    measured: bool, unit: int = 1, more: int = 0, fixed: int = 0,
 ) -> Job:  # fmt: skip
     skip = found.plan.nonfinite == "skip"
     shape = found.sources[0].shape(decision.name)
@@ -65,7 +66,7 @@ def _job(
         entry=Entry(name=decision.name, dtype=site.code, shape=shape), decision=decision,
         build=(lambda: _without_nonfinite(found, decision, site, recipe)) if skip else build,
         measured=measured or skip, bytes_per_entry=recipe.bytes_per_entry, unit=unit,
-        read_bytes=read,
+        read_bytes=read, fixed_bytes=fixed,
     )  # fmt: skip
 
 
@@ -272,49 +273,81 @@ def _diagonal_job(found: Prepared, decision: Decision, weights: FloatArray, anch
 
 
 def _group_job(found: Prepared, decision: Decision, weights: FloatArray, anchor: float) -> Job:
-    """A site with another structure, solved whole."""
-    from ..anchors import Damping
-    from .structured import Group, Solved
+    """A site with another structure: by its rows if it has such, else solved whole."""
+    from .structured import Solved
 
-    name, files = decision.name, found.files_of_precisions
-    site = site_of(found, name, based=False)
-    keys = [_key_of(p, name) for p in files]
+    name = decision.name
+    group = _group_of(found, name, weights, anchor)
+    site = group.sites[name]
+    recipe = Solved(site=site, group=group)
+    more = 0
+    if name == group.layout.weight:
+        more = sum(p.entries(group.key)[1] for p in group.precisions)
+    return _job(
+        found, decision, site, recipe, lambda: recipe, measured=False, more=more,
+        unit=group.unit(name), fixed=group.block_bytes(name),
+    )  # fmt: skip
+
+
+def _group_of(found: Prepared, name: str, weights: FloatArray, anchor: float) -> Group:
+    """The group of a tensor, made when its first tensor asks for it.
+
+    Raises
+    ------
+    InvalidInputError
+        Precisions that disagree about the site, or have another shape; a site of which only some
+        tensors are merged.
+    """
+    from ..anchors import Damping
+    from .row_groups import RowGroup, takes_rows
+    from .structured import WholeGroup
+
+    files = found.files_of_precisions
+    keys = [p.key(name) for p in files]
     if len(set(keys)) > 1:
         raise InvalidInputError(
             f"{name!r} belongs to the sites {', '.join(map(str, keys))} of the precisions; the "
             "same site in each is accepted. Estimate all of them with one structure."
         )
     key = keys[0]
-    names = files[0].tree.layouts[key].parameters
-    group = found.groups.get(key)
-    if group is None:
-        group = Group(
-            key=key, shapes={n: found.sources[0].shape(n) for n in names}, sources=found.sources,
-            precisions=files, weights=weights,
-            base=found.base if anchor > 0 or found.base is not None else None, anchor=anchor,
-            damping=Damping.of(
-                (float(found.setting("damping", name)), found.setting("damping_mode", name))
-            ),
-            fallback=found.plan.fallback, nonfinite=found.plan.nonfinite,
-        )  # fmt: skip
-        found.groups[key] = group
-    recipe = Solved(site=site, group=group)
-    return _job(found, decision, site, recipe, lambda: recipe, measured=False)
-
-
-def _key_of(precision: PrecisionFile, name: str) -> str:
-    for key, (_, names) in precision.others.items():
-        if name in names:
-            return key
-    for key, layout in precision.tree.layouts.items():
-        if name in layout.parameters:
-            return key
-    raise InvalidInputError(f"{precision.path} has no precision for {name!r}.")
+    # Sources that are not finite are left out (nonfinite: skip): a group of fewer is another.
+    mark = (key, *map(id, found.sources))
+    if mark in found.groups:
+        return found.groups[mark]
+    layout = files[0].layout(key)
+    for part in layout.parameters:
+        merged = found.decisions.get(part)
+        if merged is None or merged.kind != "merge":
+            raise InvalidInputError(
+                f"{layout.weight!r} and {layout.bias!r} share a precision, but {part!r} is "
+                f"{'missing' if merged is None else 'not to be merged'}. Give both the same rule, "
+                "or a diagonal precision."
+            )
+    for p in files:
+        for part, shape in p.layout(key).shapes.items():
+            if shape != found.sources[0].shape(part):
+                raise InvalidInputError(
+                    f"{p.path}: the precision of {key!r} is for {part!r} of shape {shape}; the "
+                    f"tensor has {found.sources[0].shape(part)}. Is it the precision of this model?"
+                )
+    kind = RowGroup if takes_rows(key, files, weights) else WholeGroup
+    group = found.groups[mark] = kind(
+        key=key, layout=layout,
+        sites={n: site_of(found, n, based=False) for n in layout.parameters},
+        sources=found.sources, precisions=files, weights=weights, base=found.base, anchor=anchor,
+        damping=Damping.of(
+            (float(found.setting("damping", name)), found.setting("damping_mode", name))
+        ),
+        fallback=found.plan.fallback, nonfinite=found.plan.nonfinite, residence=found.residence,
+    )  # fmt: skip
+    return group
 
 
 def _without_nonfinite(found: Prepared, decision: Decision, site: Site, recipe: Any) -> Recipe:
     """The recipe of the sources that are finite on this tensor (nonfinite: skip)."""
-    good = [i for i, s in enumerate(site.sources) if is_finite(s, site.name)]
+    # The tensors that share a precision stand together.
+    names = list(recipe.group.sites) if hasattr(recipe, "group") else [site.name]
+    good = [i for i, s in enumerate(site.sources) if all(is_finite(s, name) for name in names)]
     numbers = [site.numbers[i] for i in good]
     if len(good) == len(site.sources):
         job = recipe_job(_strict(found), decision)
@@ -339,7 +372,6 @@ def _without_nonfinite(found: Prepared, decision: Decision, site: Site, recipe: 
         fewer.precisions = tuple(found.precisions[n] for n in left)
     if found.scales is not None:
         fewer.scales = found.scales[left]
-    fewer.groups = {}
     return recipe_job(fewer, decision).build()
 
 

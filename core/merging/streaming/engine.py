@@ -69,19 +69,22 @@ class Cut:
         Entries of a block, whatever the buffers.
     direct : bool
         Blocks may go from file to file where their recipe can: no checksum, no budget.
+    room : int or None
+        Bytes for the sites of several tensors that are held at a time.
     """
 
     workers: int
     buffer: int = BUFFER
     entries: int | None = None
     direct: bool = False
+    room: int | None = None
 
     def step(self, job: Job) -> int:
         """Entries of a tensor's blocks."""
         room = self.buffer
         if self.direct and getattr(job.recipe, "goes_through", False):
             room *= 8  # in small pieces, without buffers
-        step = self.entries or max(1, room // job.bytes_per_entry)
+        step = self.entries or max(1, (room - job.fixed_bytes) // job.bytes_per_entry)
         return max(job.unit, step // job.unit * job.unit)
 
 
@@ -102,7 +105,7 @@ def choose_cut(
     memory: int | None,
     resident: int,
     entries: int | None,
-    whole: int = 0,
+    whole: tuple[int, str] = (0, ""),
 ) -> Cut:
     """Buffers that stay inside a budget for the whole process.
 
@@ -115,8 +118,9 @@ def choose_cut(
     resident : int
         Bytes that it takes now.
     entries : int or None
-    whole : int
-        Bytes of the largest site that is solved whole; every worker may hold one.
+    whole : (int, str)
+        Bytes of the site that takes most while it is there, and its name; one is held at a time
+        where the budget has no room for more.
 
     Raises
     ------
@@ -125,19 +129,36 @@ def choose_cut(
     """
     if memory is None:
         return Cut(workers=workers, entries=entries)
-    widest = max((j.bytes_per_entry * j.unit for j in jobs), default=1)
+    held, name = whole
+    widest = max((j.bytes_per_entry * j.unit + j.fixed_bytes for j in jobs), default=1)
     least = max(LEAST_BUFFER, widest)
     # A quarter is left for what the allocator keeps and for what threads need beside buffers.
-    room = int(0.75 * (memory - resident)) - (2 << 20)
-    fits = min(workers, room // (least + whole))
+    room = int(0.75 * (memory - resident)) - (2 << 20) - held
+    fits = min(workers, room // least)
     if fits < 1:
-        need = (resident + int(4 * (least + whole + (2 << 20)) / 3)) / 2**20 + 1
+        need = (resident + int(4 * (least + held + (2 << 20)) / 3)) / 2**20 + 1
+        site = f", and {name!r} takes {held / 2**20:.0f} MiB while it is solved" if held else ""
         raise InvalidInputError(
             f"A memory budget of {memory / 2**20:.0f} MiB was given; this merge takes at least "
-            f"{need:.0f} MiB in this process ({resident / 2**20:.0f} MiB before it begins). Raise "
-            "the budget."
+            f"{need:.0f} MiB in this process ({resident / 2**20:.0f} MiB before it begins{site}). "
+            "Raise the budget."
         )
-    return Cut(workers=fits, buffer=min(BUFFER, max(least, room // fits - whole)), entries=entries)
+    buffer = min(max(BUFFER, least), max(least, room // fits))
+    return Cut(workers=fits, buffer=buffer, entries=entries, room=held + room - fits * buffer)
+
+
+def in_groups(jobs: Sequence[Job]) -> list[Job]:
+    """Jobs in their order, but those of one site together, the widest tensor of it first.
+
+    So a site's factors come and go once, and its other tensors find what the first left behind.
+    """
+    sites: dict[int, list[Job]] = {}
+    for job in jobs:
+        group = getattr(job.recipe, "group", None)
+        sites.setdefault(id(job if group is None else group), []).append(job)
+    return [
+        job for site in sites.values() for job in sorted(site, key=lambda j: -prod(j.entry.shape))
+    ]
 
 
 @dataclass(kw_only=True)
@@ -188,7 +209,11 @@ class Run:
                 resumed += self._bytes(block)
                 self._announce(block, None)
         self._done = resumed
-        todo = iter([b for b in self.blocks if not self.journal.done(b.number)])
+        left = [b for b in self.blocks if not self.journal.done(b.number)]
+        for block in left:
+            if (expect := getattr(block.job.recipe, "expect", None)) is not None:
+                expect(block.start, block.stop)
+        todo = iter(left)
         try:
             run_threads(
                 lambda: self._work(todo), self.workers, self._stop,

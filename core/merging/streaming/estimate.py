@@ -56,11 +56,13 @@ def _facts(found: Prepared, out: Path, options: MergeOptions) -> dict[str, Any]:
     layout, jobs = found.layout, list(found.jobs.values())
     warm_up(found)
     resident = resident_bytes()
-    groups = found.largest_group
-    cut = choose_cut(jobs, options.threads, options.memory, resident, options.block_entries, groups)
-    buffers = max(
-        (cut.step(j) * j.bytes_per_entry for j in jobs), default=0
-    ) * cut.workers + groups * min(cut.workers, max(1, len(found.groups)))
+    largest = found.largest_group
+    cut = choose_cut(
+        jobs, options.threads, options.memory, resident, options.block_entries, largest
+    )
+    held = 1 if cut.room is not None else min(cut.workers, max(1, len(found.groups)))
+    block = max((cut.step(j) * j.bytes_per_entry + j.fixed_bytes for j in jobs), default=0)
+    buffers = block * cut.workers + largest[0] * held
     read = sum(j.read_bytes for j in jobs)
     passes = _PASSES.get(found.plan.method, 0) + (found.plan.nonfinite == "skip")
     statistics = passes * sum(j.read_bytes for j in jobs if j.measured)

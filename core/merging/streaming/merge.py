@@ -22,7 +22,16 @@ from ...storage.output_folder import OutputFolder
 from ...types import Device
 from ..plans.plan import MergePlan
 from .carry import carried_files, config_text
-from .engine import Cut, Run, Watcher, blocks_of, build_all, choose_cut, resident_bytes
+from .engine import (
+    Cut,
+    Run,
+    Watcher,
+    blocks_of,
+    build_all,
+    choose_cut,
+    in_groups,
+    resident_bytes,
+)
 from .prepare import Prepared, prepare
 from .recipes import Counts, Kernels
 from .report import model_card, report_facts
@@ -195,6 +204,7 @@ def merge_checkpoints(
                 list(found.jobs.values()), options.threads, options.memory, resident_bytes(),
                 options.block_entries, found.largest_group,
             )  # fmt: skip
+            found.residence.room = cut.room
             # Checksums are made of what passes through Python.
             cut.direct = not options.checksums and options.memory is None
             counts, digests = _write(found, folder, options, cut, watch)
@@ -258,6 +268,8 @@ def _check_precisions(found: Prepared, options: MergeOptions) -> None:
 
 def warm_up(found: Prepared) -> None:
     """Load and compile the kernels for the dtypes in question, so that their memory is known."""
+    if found.groups:
+        _warm_up_sites()
     codes = {s.tensors[n].dtype for s in found.sources for n in s.tensors} & set(FLOATS)
     # As many sources as there are: a pair has loops of its own.
     ones = np.ones((len(found.sources), 1))
@@ -272,11 +284,22 @@ def warm_up(found: Prepared) -> None:
             found.kernels.call(Kernel.MERGE_DIAGONAL, x, f, ones.T, ones.T, ones[:, 0])
 
 
+def _warm_up_sites() -> None:
+    """Load what solves sites, and let BLAS take its buffers."""
+    from ...fisher.structures import Gram
+    from ..problem import MergeProblem
+    from ..solving import solve
+
+    x = np.sin(np.arange(512.0 * 512)).reshape(512, 512)
+    gram = Gram(x @ x.T / 512 + np.eye(512), 512)
+    solve(MergeProblem(sources=[{"w": x}, {"w": x.T}], precisions=[{"w": gram}, {"w": gram}]))
+
+
 def _write(
     found: Prepared, folder: OutputFolder, options: MergeOptions, cut: Cut, watch: Watcher | None
 ) -> tuple[Counts, dict[str, Any]]:
     layout = found.layout
-    blocks = blocks_of(list(found.jobs.values()), cut)
+    blocks = blocks_of(in_groups(list(found.jobs.values())), cut)
     facts = {
         "step": {n: cut.step(j) for n, j in found.jobs.items()}, "results": found.results,
         "checksums": options.checksums,

@@ -24,6 +24,7 @@ from .inputs import Input
 from .layout import Entry, Layout, lay_out
 from .precisions import PrecisionFile
 from .recipes import Copy, Kernels, Recipe, Site
+from .residence import Residence
 
 BASE = -1
 _UNITS = ("normalisation", "token_normalisation", "per")
@@ -47,6 +48,8 @@ class Job:
     bytes_per_entry : int
     read_bytes : int
         That merging the tensor reads, statistics not counted.
+    fixed_bytes : int
+        That a worker takes for any block, however small.
     """
 
     entry: Entry
@@ -56,6 +59,7 @@ class Job:
     bytes_per_entry: int
     read_bytes: int
     unit: int = 1
+    fixed_bytes: int = 0
     _made: Recipe | None = None
 
     @property
@@ -98,7 +102,8 @@ class Prepared:
     laid_out: Layout | None = None
     notes: list[str] = field(default_factory=list)
     scales: FloatArray | None = None
-    groups: dict[str, Any] = field(default_factory=dict)
+    groups: dict[Any, Any] = field(default_factory=dict)
+    residence: Residence = field(default_factory=Residence)
 
     @property
     def layout(self) -> Layout:
@@ -126,9 +131,9 @@ class Prepared:
         return max(1, len(self.plan.grid))
 
     @property
-    def largest_group(self) -> int:
-        """Bytes of the largest site that is solved whole; 0 where there is none."""
-        return max((g.bytes for g in self.groups.values()), default=0)
+    def largest_group(self) -> tuple[int, str]:
+        """Bytes and name of the site that takes most while it is there; 0 where there is none."""
+        return max(((g.bytes, g.key) for g in self.groups.values()), default=(0, ""))
 
     def setting(self, key: str, name: str, source: int | None = None) -> Any:
         """A parameter's value for one tensor (and one source)."""
