@@ -2,6 +2,7 @@
 
     python benchmarks/merge_streaming.py copy --folder /dev/shm/x --megabytes 500 --out copy.json
     python benchmarks/merge_streaming.py mergekit --folder /tmp/x --python VENV/bin/python
+    python benchmarks/merge_streaming.py gram --folder /tmp/x --memory 600MB
 
 ``copy``: one process, JIT warm. A merge of two bfloat16 checkpoints (linear, and the diagonal
 Fisher merge with float32 Fishers) against reading the same inputs and writing a file of the
@@ -11,8 +12,11 @@ and fsync off, then both on. ``mergekit``: whole processes, imports included, pa
 Llama-shaped pair in four shards each); mergekit's graph time is that of its executor alone, and a
 process that imports numpy and only reads and writes the same bytes on two threads is timed too.
 Both sides' results are compared before anything is timed; samples of the two sides alternate, and
-the median of the pairs' ratios is reported with its quartiles. ``--clock cpu`` counts the processor
-time of all threads instead of the wall's, for machines that others use too.
+the median of the pairs' ratios is reported with its quartiles. ``gram``: whole processes that
+merge a pair by RegMean's Gram precisions (float32): 12 weights (2048, 2048) with biases, and an
+embedding, in float32, about ``--megabytes`` in all; wall, processor time and peak memory. ``--clock
+cpu`` counts the processor time of all threads instead of the wall's, for machines that others use
+too.
 """
 
 import argparse
@@ -31,8 +35,11 @@ import numpy as np
 import yaml
 
 from fishertope.core.backend import thread_facts
-from fishertope.core.merging.plans import MergePlan
+from fishertope.core.fisher import PrecisionTree
+from fishertope.core.fisher.structures import Gram, Isotropic
+from fishertope.core.merging.plans import MergePlan, save_plan
 from fishertope.core.merging.streaming import Checkpoint, MergeOptions, merge_checkpoints
+from fishertope.core.model import SiteLayout
 from fishertope.core.storage.header import Place, encode
 from fishertope.core.storage.numbers import decode, stored_dtype
 
@@ -324,6 +331,65 @@ def against_mergekit(given):
     return found
 
 
+GRAM_WIDTH, GRAM_SITES = 2048, 12
+
+
+def write_gram_pair(folder, megabytes):
+    """Two checkpoints with 12 square sites, biases and an embedding, their precisions, a plan."""
+    d = GRAM_WIDTH
+    layouts, tensors = {}, {}
+    for k in range(GRAM_SITES):
+        layouts[f"layers.{k}.weight"] = SiteLayout(
+            weight=f"layers.{k}.weight", weight_shape=(d, d), bias=f"layers.{k}.bias",
+            outputs="first",
+        )  # fmt: skip
+        tensors |= {f"layers.{k}.bias": (d,), f"layers.{k}.weight": (d, d)}
+    rest = (megabytes << 20) // 4 - sum(int(np.prod(s)) for s in tensors.values())
+    tensors["embed.weight"] = (max(1, rest // d), d)
+    sources = []
+    for seed in range(2):
+        model, mark = folder / f"m{seed}.safetensors", folder / f"p{seed}.safetensors"
+        write(model, tensors, "F32", seed)
+        rng = np.random.default_rng(seed)
+        inputs = rng.normal(size=(2 * d, d + 1)).astype(np.float32) * (0.1 + rng.random(d + 1))
+        A = (inputs.T @ inputs / len(inputs)).astype(np.float32)
+        # Other factors at every site, at the price of one.
+        sites = {n: Gram((A + A.T) * np.float32(0.5 + k), d) for k, n in enumerate(layouts)}
+        sites["embed.weight"] = Isotropic(1.0 + seed, tensors["embed.weight"])
+        PrecisionTree(
+            sites=sites, n_examples=2 * d, layouts=layouts,
+            trace_errors=dict.fromkeys(sites, 0.0),
+        ).save(mark)  # fmt: skip
+        sources.append({"model": str(model), "precision": str(mark)})
+    plan = MergePlan.of({"method": "fisher", "sources": sources, "parameters": {"weight": 0.5}})
+    save_plan(plan, folder / "plan.yaml")
+
+
+def gram_merges(given):
+    """Wall, processor seconds and peak MiB of `fishertope merge` by Gram precisions."""
+    folder = Path(given.folder)
+    write_gram_pair(folder, given.megabytes)
+    out = folder / "out"
+    found = {"wall": [], "cpu": [], "peak_mib": []}
+    command = [sys.executable, "-m", "fishertope", "merge", str(folder / "plan.yaml"),
+               "--out", str(out), "--quiet"]  # fmt: skip
+    command += ["--memory", given.memory] if given.memory else []
+    code = ("import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
+            "u = resource.getrusage(resource.RUSAGE_CHILDREN); "
+            "print(u.ru_utime + u.ru_stime, u.ru_maxrss)")  # fmt: skip
+    for _ in range(given.pairs):
+        shutil.rmtree(out, ignore_errors=True)
+        since = time.perf_counter()
+        run = subprocess.run([sys.executable, "-c", code, *command], check=True,
+                             capture_output=True, text=True)  # fmt: skip
+        found["wall"].append(time.perf_counter() - since)
+        cpu, kib = run.stdout.split()[-2:]
+        found["cpu"].append(float(cpu))
+        found["peak_mib"].append(float(kib) / 1024)
+        print({k: round(v[-1], 2) for k, v in found.items()}, flush=True)
+    return {k: float(np.median(v)) for k, v in found.items()}
+
+
 def peak(command, options):
     """Largest resident memory of one run of ours."""
     code = ("import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
@@ -334,7 +400,7 @@ def peak(command, options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("copy", "mergekit"))
+    parser.add_argument("what", choices=("copy", "mergekit", "gram"))
     parser.add_argument("--folder", required=True, help="room for a few GB; emptied at the end")
     parser.add_argument("--python", help="of an environment with mergekit==0.1.5")
     parser.add_argument("--megabytes", type=int, default=1000, help="of each model")
@@ -344,11 +410,13 @@ def main():
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--tools", nargs="+", default=["pytorch", "yaml"])
     parser.add_argument("--quick", action="store_true", help="without checksums and fsync only")
+    parser.add_argument("--memory", help="budget of the Gram merges")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     Path(given.folder).mkdir(parents=True)
     try:
-        found = {"copy": against_copies, "mergekit": against_mergekit}[given.what](given)
+        kinds = {"copy": against_copies, "mergekit": against_mergekit, "gram": gram_merges}
+        found = kinds[given.what](given)
     finally:
         shutil.rmtree(given.folder)
     facts = {"load": os.getloadavg(), "cpus": os.cpu_count(), "threads": thread_facts(),

@@ -156,8 +156,13 @@ def _release_blas() -> None:
             clear(force=True)
 
 
-@cache
 def _blas_pools() -> Any:
+    # SciPy and torch bring a BLAS of their own, and may be loaded later than NumPy's was found.
+    return _pools_with(tuple(name in sys.modules for name in ("scipy.linalg", "torch")))
+
+
+@cache
+def _pools_with(loaded: tuple[bool, ...]) -> Any:
     # Looking for the libraries takes milliseconds, setting their threads microseconds.
     from threadpoolctl import ThreadpoolController
 

@@ -14,7 +14,7 @@ from ..display import Shown
 from ..errors import InvalidInputError
 from ..storage.arrays import save_arrays
 from ..types import Array, NumpyArray
-from .precision_file import KIND, StoredPrecisions, complete_layouts
+from .precision_file import KIND as KIND, StoredPrecisions, complete_layouts
 from .structures import DampingMode, Precision, SiteLayout
 from .structures.storing import described, layout_facts
 

@@ -11,7 +11,6 @@ from typing import Any, cast
 import numpy as np
 from array_api_compat import array_namespace
 
-from ..backend.threads import serial_blas
 from ..errors import ConvergenceWarning, InvalidInputError, SolveFailedError
 from ..fisher.structures.coordinatewise import Diagonal, Isotropic
 from ..fisher.structures.factored import EKFAC, Gram, Kronecker
@@ -38,7 +37,7 @@ from .solvers.options import (
     solver_of,
 )
 from .solvers.pcg import pcg
-from .solvers.rows import in_panels, solved_rows
+from .solvers.rows import in_panels, one_thread, solved_rows
 from .solvers.woodbury import solve_woodbury
 from .sources import read
 from .unmerged import others, write_group
@@ -259,7 +258,7 @@ def _by_structure(
 
 def _gram(name: str, total: Gram, right: Array) -> Answer:
     if isinstance(right, np.ndarray):
-        with serial_blas():
+        with one_thread():
             ready = factorised(total.input_factor)
         d = in_panels(total.shape, lambda a, b: solved_rows(ready, right[a:b]))
     else:

@@ -12,6 +12,7 @@ from ...types import Array, FloatArray
 
 BLOCK = 256
 """Rows that a triangular solve takes at a time."""
+_COLUMNS = 16
 
 NEGATIVE = 2.0**-23
 """Negative eigenvalues down to this share of the largest are rounding: precisions of a float32
@@ -172,19 +173,22 @@ def _blocks_solved(factor: FloatArray, right: FloatArray, transposed: bool) -> F
     from scipy.linalg import solve_triangular
 
     d = len(factor)
+    # A few columns are read faster by LAPACK: the time is that of reading L.
+    step = BLOCK if right.shape[1] >= _COLUMNS else d
     x = np.array(right, order="F")
-    starts = range(0, d, BLOCK)
+    starts = range(0, d, step)
     for a in reversed(starts) if transposed else starts:
-        b = min(d, a + BLOCK)
-        if transposed and b < d:
-            x[a:b] -= factor[b:, a:b].T @ x[b:]
-        elif a and not transposed:
-            x[a:b] -= factor[a:b, :a] @ x[:a]
+        b = min(d, a + step)
+        # The transposes are views in the order that BLAS is fastest in.
+        if a and not transposed:
+            x[a:b] -= (x[:a].T @ factor[a:b, :a].T).T
         # NaN goes through where it is to be computed with.
         x[a:b] = solve_triangular(
             factor[a:b, a:b], x[a:b], lower=True, trans="T" if transposed else "N",
             check_finite=False,
         )  # fmt: skip
+        if a and transposed:
+            x[:a] -= (x[a:b].T @ factor[a:b, :a]).T
     return x
 
 

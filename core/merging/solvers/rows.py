@@ -7,8 +7,9 @@ same bits whether all of it lies in memory or its panels come one by one from a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from .dense import Factorised
 
 PANEL = 1 << 18
 """Entries of a panel, where that is at least :data:`LEAST_ROWS` rows."""
-LEAST_ROWS = 128
+LEAST_ROWS = 256
 
 
 def panel_rows(shape: tuple[int, ...]) -> int:
@@ -84,7 +85,17 @@ def right_of_rows(
 
 def solved_rows(ready: Factorised, right: FloatArray) -> FloatArray:
     """D (r, i) with D A = R (r, i)."""
-    return ready.solve(np.ascontiguousarray(right).T).T
+    found: FloatArray = ready.solve(np.ascontiguousarray(right).T)
+    return found.T
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """BLAS on one thread, SciPy's too, which must be there to be told so."""
+    import scipy.linalg as _  # noqa: F401
+
+    with serial_blas():
+        yield
 
 
 def in_panels(shape: tuple[int, ...], make: Callable[[int, int], FloatArray]) -> FloatArray:
@@ -96,7 +107,7 @@ def in_panels(shape: tuple[int, ...], make: Callable[[int, int], FloatArray]) ->
 
     todo = panels(shape)
     workers = min(len(todo), current_threads())
-    with serial_blas():
+    with one_thread():
         if workers < 2:
             for rows in todo:
                 one(rows)

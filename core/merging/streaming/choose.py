@@ -312,8 +312,9 @@ def _group_of(found: Prepared, name: str, weights: FloatArray, anchor: float) ->
     key = keys[0]
     # Sources that are not finite are left out (nonfinite: skip): a group of fewer is another.
     mark = (key, *map(id, found.sources))
-    if mark in found.groups:
-        return found.groups[mark]
+    known: Group | None = found.groups.get(mark)
+    if known is not None:
+        return known
     layout = files[0].layout(key)
     for part in layout.parameters:
         merged = found.decisions.get(part)

@@ -193,6 +193,9 @@ def merge_checkpoints(
     found = prepare(plan, kernels, shard_bytes=options.shard_bytes)
     try:
         settings = _settings(found, options)
+        if options.memory is not None:
+            warm_up(found)
+            _cut(found, options)  # a budget that is too small is refused before a folder is made
         with OutputFolder(
             out, command="merge", settings=settings, overwrite=overwrite, resume=resume
         ) as folder:
@@ -200,10 +203,7 @@ def merge_checkpoints(
             _check_precisions(found, options)
             warm_up(found)
             build_all(list(found.jobs.values()), options.threads, watch)
-            cut = choose_cut(
-                list(found.jobs.values()), options.threads, options.memory, resident_bytes(),
-                options.block_entries, found.largest_group,
-            )  # fmt: skip
+            cut = _cut(found, options)
             found.residence.room = cut.room
             # Checksums are made of what passes through Python.
             cut.direct = not options.checksums and options.memory is None
@@ -215,6 +215,13 @@ def merge_checkpoints(
         return MergeReport(path=folder.path, facts=facts)
     finally:
         found.close()
+
+
+def _cut(found: Prepared, options: MergeOptions) -> Cut:
+    return choose_cut(
+        list(found.jobs.values()), options.threads, options.memory, resident_bytes(),
+        options.block_entries, found.largest_group,
+    )  # fmt: skip
 
 
 def _settings(found: Prepared, options: MergeOptions) -> dict[str, Any]:

@@ -61,14 +61,14 @@ class Residence:
         The number of its threads is the process's and decides last bits, so that work on all of
         them (:meth:`alone`) is not done at the same time.
         """
-        from ...backend.threads import serial_blas
+        from ..solvers.rows import one_thread
 
         with self._changed:
             while self._alone:
                 self._changed.wait()
             self._sharing += 1
         try:
-            with serial_blas():
+            with one_thread():
                 yield
         finally:
             with self._changed:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
@@ -112,3 +114,24 @@ def test_a_limit_set_while_another_thread_is_serial_is_kept_and_undone_rightly()
             waiting.result()
             assert blas_threads() == {2}
         assert blas_threads() == {3}
+
+
+def test_serial_blas_holds_for_libraries_that_are_loaded_later() -> None:
+    """SciPy brings a BLAS of its own, which is not there yet when NumPy's is first limited."""
+    code = (
+        "import numpy; from threadpoolctl import threadpool_info\n"
+        "from fishertope.core.backend.threads import serial_blas\n"
+        "with serial_blas(): pass\n"
+        "before = len(threadpool_info()); import scipy.linalg\n"
+        "with serial_blas(): inside = [p['num_threads'] for p in threadpool_info()]\n"
+        "after = [p['num_threads'] for p in threadpool_info()]\n"
+        "print(set(inside), set(after), len(inside) - before)"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    inside, after, new = run.stdout.rsplit(maxsplit=2)
+    assert inside == "{1}"
+    if int(new):  # where SciPy was built with a BLAS of its own
+        assert after == "{2}"

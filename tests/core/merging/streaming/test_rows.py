@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from fishertope.core.backend import thread_limit
 from fishertope.core.errors import InvalidInputError
 from fishertope.core.fisher import PrecisionTree
 from fishertope.core.fisher.structures import Gram, Kronecker
@@ -24,6 +25,7 @@ from .gram_sites import LAYOUTS, SHAPES, gram, plan_of, trees
 def narrow(monkeypatch):
     """Panels of 128 rows, so that small sites have several."""
     monkeypatch.setattr(rows, "PANEL", 1)
+    monkeypatch.setattr(rows, "LEAST_ROWS", 128)
     assert len(rows.panels((300, 13))) == 3
 
 
@@ -77,6 +79,17 @@ def test_panels_of_their_own_size(files, by_rows_only):
     plan = plan_of(files, models, precisions)
     for entries, workers in ((1000, 2), (1 << 20, 1)):
         assert_same(files, files.merge(plan, block_entries=entries, workers=workers), exact)
+
+
+def test_the_number_of_threads_changes_no_bit():
+    rng, shape = np.random.default_rng(1), (700, 513)
+    sources = [{"w": rng.normal(size=shape)} for _ in range(2)]
+    precisions = [{"w": gram(rng, shape)} for _ in range(2)]
+    found = []
+    for threads in (1, 2):
+        with thread_limit(threads):
+            found.append(solve(MergeProblem(sources=sources, precisions=precisions)).params["w"])
+    np.testing.assert_array_equal(*found)
 
 
 OPTIONS = {
