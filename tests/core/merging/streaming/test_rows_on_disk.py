@@ -38,17 +38,19 @@ QUICK = bool(os.environ.get("FISHERTOPE_QUICK"))
 KIND = "precision tree"
 BUDGET = 340 << 20
 RUN = """
-import sys, time
+import os, signal, sys, time
 from fishertope.core.merging.plans import load_plan
 from fishertope.core.merging.solvers import rows
 from fishertope.core.merging.streaming import MergeOptions, merge_checkpoints, row_groups
 rows.PANEL, rows.LEAST_ROWS = 1, 128
-panel = row_groups.RowGroup._panel
-def slowly(self, a, b):
-    time.sleep(0.02)
+panel, left = row_groups.RowGroup._panel, [int(sys.argv[4])]
+def counted(self, a, b):
+    left[0] -= 1
+    if left[0] < 0:
+        time.sleep(0.3)  # the other worker goes on, and the journal is written
+        os.kill(os.getpid(), signal.SIGKILL)
     return panel(self, a, b)
-row_groups.RowGroup._panel = slowly
-print("ready", flush=True)
+row_groups.RowGroup._panel = counted
 merge_checkpoints(load_plan(sys.argv[1]), sys.argv[2], options=MergeOptions(
     fsync=sys.argv[3] == "1", workers=2, block_entries=1500))
 """
@@ -85,32 +87,17 @@ def many(tmp_path_factory):
 def test_merging_check_41_a_gram_merge_killed_at_random_blocks_then_resumed(many, digest, trials):
     files, plan, whole = many
     expected, rng = digest(whole), np.random.default_rng(trials)
-    interrupted = 0
-
-    def start(out, fsync):
-        command = [sys.executable, "-c", RUN, str(files.folder / "plan.yaml"), str(out), fsync]
-        run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert run.stdout.readline() == "ready\n"
-        return run
-
-    since = time.monotonic()
-    with start(files.folder / f"timed-{trials}", "0") as run:
-        run.communicate()
-    longest = time.monotonic() - since
+    count = sum(len(rows.panels((400, 40))) for _ in range(6))
     for trial in range(4 if QUICK and trials > 4 else trials):
         out, fsync = files.folder / f"killed-{trials}-{trial}", trial % 2 == 0
-        with start(out, str(int(fsync))) as run:
-            try:
-                run.wait(timeout=float(rng.uniform(0.3, 0.8) * longest))
-            except subprocess.TimeoutExpired:
-                run.send_signal(signal.SIGKILL)
-                run.wait()
-        if not out.exists():
-            interrupted += 1
-            files.merge(plan, out=out.name, block_entries=1500, fsync=fsync)
+        command = [sys.executable, "-c", RUN, str(files.folder / "plan.yaml"), str(out),
+                   str(int(fsync)), str(rng.integers(1, count))]  # fmt: skip
+        run = subprocess.run(command, check=False)
+        assert run.returncode == -signal.SIGKILL
+        assert not out.exists()
+        files.merge(plan, out=out.name, block_entries=1500, fsync=fsync)
         assert digest(out) == expected
         shutil.rmtree(out)
-    assert interrupted, "no run was interrupted, so nothing was shown"
 
 
 def test_stopped_anywhere_and_resumed_with_no_panel_of_w_solved_twice(many, digest, monkeypatch):
