@@ -36,7 +36,7 @@ from .gram_sites import LAYOUTS, SHAPES, gram, plan_of, trees
 
 QUICK = bool(os.environ.get("FISHERTOPE_QUICK"))
 KIND = "precision tree"
-BUDGET = 340 << 20
+BUDGET = 440 << 20
 RUN = """
 import os, signal, sys, time
 from fishertope.core.merging.plans import load_plan
