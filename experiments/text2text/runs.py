@@ -10,6 +10,7 @@ writes, and all return the same model. What process 0 refuses or cannot write, a
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -83,11 +84,19 @@ class TextRun:
 
 
 def make_vocabulary(kind: str, scale: Scale, documents: Sequence[str]) -> Vocabulary:
-    """``"bytes"``, or ``"pieces"``: a SentencePiece model of the scale's size on the documents."""
+    """``"bytes"``, or ``"pieces"``: a SentencePiece model of the scale's size on the documents.
+
+    Of several processes the first trains it and sends the model.
+    """
     if kind == "bytes":
         return ByteVocabulary()
     if kind == "pieces":
-        return SentencePieceVocabulary.train(documents, size=scale.vocab_size)
+
+        def model() -> str:
+            own = SentencePieceVocabulary.train(documents, size=scale.vocab_size)
+            return b64encode(own.model).decode()
+
+        return SentencePieceVocabulary(model=b64decode(first(model)))
     raise InvalidInputError(f"vocabulary={kind!r}; accepted are 'pieces' and 'bytes'")
 
 
