@@ -46,6 +46,7 @@ def test_nonsense_in_the_variable_of_others_is_passed_over(monkeypatch: pytest.M
 
 def test_every_library_is_limited_and_restored() -> None:
     numba, torch = pytest.importorskip("numba"), pytest.importorskip("torch")
+    torch.set_num_threads(torch.get_num_threads())  # OpenMP's count may be another until then
     before = (thread_facts(), numba.get_num_threads(), torch.get_num_threads(), current_threads())
 
     def limit_and_fail() -> None:
