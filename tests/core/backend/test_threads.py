@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib import import_module
 from threading import Event
 
 import pytest
@@ -17,6 +19,9 @@ from fishertope.core.errors import InvalidInputError
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("numba", "torch"):  # they read the variables when they are loaded
+        with suppress(ImportError):
+            import_module(name)
     monkeypatch.delenv("FISHERTOPE_NUM_THREADS", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
@@ -46,7 +51,6 @@ def test_nonsense_in_the_variable_of_others_is_passed_over(monkeypatch: pytest.M
 
 def test_every_library_is_limited_and_restored() -> None:
     numba, torch = pytest.importorskip("numba"), pytest.importorskip("torch")
-    torch.set_num_threads(torch.get_num_threads())  # OpenMP's count may be another until then
     before = (thread_facts(), numba.get_num_threads(), torch.get_num_threads(), current_threads())
 
     def limit_and_fail() -> None:
