@@ -186,7 +186,7 @@ class PrecisionFile:
             self._keys |= dict.fromkeys(names, key)
             whole = layout.outputs is None
             if whole and site.kind == "diagonal":
-                self.diagonals[names[0]] = site.arrays[0]
+                self.diagonals[names[0]] = next(iter(site.arrays))
             elif whole and site.kind == "isotropic":
                 self.numbers[names[0]] = self._scale(key)
             else:
