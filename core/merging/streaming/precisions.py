@@ -172,7 +172,7 @@ class PrecisionFile:
     def _of_tree(self) -> None:
         from ...fisher.precision_file import StoredPrecisions
 
-        if len(self.store.shards) > 1:
+        if len(self.store.shards) != 1:
             raise InvalidInputError(
                 f"{self.path} has {len(self.store.shards)} files; a precision tree is one file. "
                 "Give its path."
@@ -186,7 +186,7 @@ class PrecisionFile:
             self._keys |= dict.fromkeys(names, key)
             whole = layout.outputs is None
             if whole and site.kind == "diagonal":
-                self.diagonals[names[0]] = next(iter(site.arrays))
+                self.diagonals[names[0]] = site.arrays[0]
             elif whole and site.kind == "isotropic":
                 self.numbers[names[0]] = self._scale(key)
             else:
