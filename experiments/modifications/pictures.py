@@ -74,7 +74,7 @@ def scatter(found: Results, attribute: str, axis: str, label: str) -> Figure:
         axes.axhline(y[0], color=FAINT, linewidth=0.8)
         if x.max() > 5 * x.min():
             log_scale(axes, "x")
-        _name_extremes(axes, x, y, [point.variant.title for point in points])
+        name_extremes(axes, x, y, [point.variant.title for point in points])
         axes.set_xlabel(axis)
         axes.set_ylabel("early loss")
 
@@ -92,7 +92,7 @@ def _extremes(x: np.ndarray, y: np.ndarray) -> list[int]:
     return list(dict.fromkeys(int(i) for row in zip(*orders, strict=True) for i in row))
 
 
-def _name_extremes(axes: Axes, x: np.ndarray, y: np.ndarray, titles: Sequence[str]) -> None:
+def name_extremes(axes: Axes, x: np.ndarray, y: np.ndarray, titles: Sequence[str]) -> None:
     """Names beside the points furthest out; one that would lie on another is left out."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     taken: list[tuple[float, float, float]] = []
@@ -118,7 +118,7 @@ def beside_paper(found: Results) -> Figure:
         axes.axhline(0.0, color=FAINT, linewidth=0.8)
         axes.axvline(0.0, color=FAINT, linewidth=0.8)
         axes.scatter(x, y, s=14, color=COLOURS[0])
-        _name_extremes(axes, x, y, [point.variant.title for point in points])
+        name_extremes(axes, x, y, [point.variant.title for point in points])
         axes.set_xlabel("paper's early loss minus its vanilla's")
         axes.set_ylabel("here")
 

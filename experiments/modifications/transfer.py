@@ -15,6 +15,7 @@ from ..studies import Figure, Finding, Rows, Study, Summary, decide, share_inter
 from ..studies.study import Settings
 from .early import settings_of
 from .paper import TRANSFER, transfer_correlations
+from .pictures import name_extremes
 from .registry import VARIANTS
 from .statistics import rank_correlation
 from .tuning import SCORES, TITLES
@@ -77,16 +78,16 @@ def _means(rows: Rows, name: str) -> dict[str, float]:
     return {v: float(np.mean(x)) for v, x in found.items()}
 
 
-def _pairs(rows: Rows, score: str) -> tuple[FloatArray, FloatArray]:
-    """Minus the final loss and a score of each variant that has both."""
+def _pairs(rows: Rows, score: str) -> tuple[FloatArray, FloatArray, list[str]]:
+    """Minus the final loss, a score, and the name of each variant that has both."""
     loss, scores = _means(rows, "final"), _means(rows, score)
     names = [v for v in loss if v in scores]
-    return np.array([-loss[v] for v in names]), np.array([scores[v] for v in names])
+    return np.array([-loss[v] for v in names]), np.array([scores[v] for v in names]), names
 
 
 def _with_loss(rows: Rows, score: str) -> str | None:
     """Rank correlation of the final loss with the loss of a task."""
-    x, y = _pairs(rows, f"{score}_loss")
+    x, y, _ = _pairs(rows, f"{score}_loss")
     return rank_correlation(-x, y).text("+.2f") if len(x) >= 4 and np.ptp(y) else None
 
 
@@ -96,7 +97,7 @@ def summarise(rows: Rows) -> Summary:
     findings: list[Finding] = []
     lines: list[list[Cell]] = []
     for score in SCORES:
-        x, y = _pairs(rows, score)
+        x, y, _ = _pairs(rows, score)
         if len(x) < 4 or np.ptp(y) == 0:
             continue
         rho = rank_correlation(x, y)
@@ -194,17 +195,20 @@ def figures(rows: Rows) -> Sequence[Figure]:
     """Scores against final loss."""
     found = []
     for score in SCORES:
-        x, y = _pairs(rows, score)
+        x, y, names = _pairs(rows, score)
         if len(x) >= 4:
-            found.append(_scatter(-x, y, score))
+            found.append(_scatter(-x, y, names, score))
     return found
 
 
-def _scatter(loss: FloatArray, score: FloatArray, name: str) -> Figure:
+def _scatter(
+    loss: FloatArray, score: FloatArray, variants: Sequence[str], name: str
+) -> Figure:  # fmt: skip
     label = f"{TITLES[name]}, against the final loss"
 
     def draw(axes: Any) -> None:
         axes.scatter(loss, score, s=14, color=COLOURS[0])
+        name_extremes(axes, loss, score, [VARIANTS[v].title for v in variants])
         axes.set_xlabel("final loss of pre-training")
         axes.set_ylabel(TITLES[name])
 

@@ -137,7 +137,7 @@ def _section(study: Study, run: StudyRun) -> list[str]:
     lines = [
         f"## {study.id}",
         "",
-        f"**{study.title}.** {study.question}",
+        f"**{study.title}{'' if study.title.endswith('?') else '.'}** {study.question}",
         "",
         f"*Rule:* {study.rule}",
         "",
