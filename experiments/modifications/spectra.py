@@ -17,6 +17,8 @@ from .registry import variant
 
 VARIANTS = ("vanilla", "rms-norm", "swiglu", "block-sharing", "untied", "synthesizer-dense")
 DOMAIN, COMPONENTS = "movie", 8
+BARELY = 60.0
+"""Accuracy in percent of two labels, below which a note says that little was learned."""
 NUMBERS = {
     "effective_rank": "effective rank",
     "top": "share of the largest eigenvalue",
@@ -160,7 +162,15 @@ def summarise(rows: Rows) -> Summary:
                at_most=2.0, claim=3)
         for n in others
     ]  # fmt: skip
-    return Summary.of(ratios, tables=[table, against])
+    accuracy = float(np.mean([row["accuracy"] for row in rows]))
+    notes = []
+    if accuracy < BARELY:
+        notes.append(
+            f"The tuned models are right about {accuracy:.0f} % of the reviews in the mean, hardly "
+            "more than chance: these are spectra of models that say nearly the same of every "
+            "review, and their likeness tells little of models that have learned the task."
+        )
+    return Summary.of(ratios, tables=[table, against], notes=notes)
 
 
 STUDY = Study(
