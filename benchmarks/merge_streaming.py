@@ -11,7 +11,8 @@ and fsync off, then both on. ``mergekit``: whole processes, imports included, pa
 ``fishertope merge`` and ``mergekit-pytorch`` (a pair of single files) or ``mergekit-yaml`` (a
 Llama-shaped pair in four shards each); mergekit's graph time is that of its executor alone, and a
 process that imports numpy and only reads and writes the same bytes on two threads is timed too.
-Both sides' results are compared before anything is timed; samples of the two sides alternate, and
+Both sides' results are compared before anything is timed, and earlier results are removed outside
+of the clock; samples of the two sides alternate, and
 the median of the pairs' ratios is reported with its quartiles. ``gram``: whole processes that
 merge a pair by RegMean's Gram precisions (float32): 12 weights (2048, 2048) with biases, and an
 embedding, in float32, about ``--megabytes`` in all; wall, processor time and peak memory. ``--clock
@@ -288,7 +289,7 @@ def against_mergekit(given):
         theirs_out, ours_out = folder / f"{tool}-theirs", folder / f"{tool}-ours"
         peer = [given.python, "-c", MERGEKIT, given.clock, tool, str(file), str(theirs_out)]
         peer += ["--no-copy-tokenizer"] if tool == "yaml" else []
-        fast = ["--no-checksums", "--no-fsync", "--quiet", "--overwrite"]
+        fast = ["--no-checksums", "--no-fsync", "--quiet"]
         command = [sys.executable, "-m", "fishertope", "merge", str(file), "--out", str(ours_out)]
         graphs = []
 
@@ -298,8 +299,12 @@ def against_mergekit(given):
             graphs.append(json.loads(text.strip().split("\n")[-1])["graph"])
             return seconds
 
+        def ours(run, out=ours_out):
+            shutil.rmtree(out, ignore_errors=True)
+            return process(run, given.clock)[0]
+
         theirs()
-        process([*command, *fast])
+        ours([*command, *fast])
         names = list(tensors)[:6]
         apart = np.abs(sample(ours_out, names) - sample(theirs_out, names))
         print(f"{tool}: largest difference {apart.max():.1e}, "
@@ -308,22 +313,25 @@ def against_mergekit(given):
         for name, options in (("neither", fast), ("checksums and fsync", fast[2:])):
             case = f"{tool}, {name}"
             run = [*command, *options]
-            found[case] = pairs(lambda run=run: process(run, given.clock)[0], theirs, given.pairs)
-            ours = float(np.median(found[case]["ours"]))
-            found[case] |= {"graph": list(graphs), "to_graph": ours / float(np.median(graphs))}
+            found[case] = pairs(lambda run=run, ours=ours: ours(run), theirs, given.pairs)
+            middle = float(np.median(found[case]["ours"]))
+            found[case] |= {"graph": list(graphs), "to_graph": middle / float(np.median(graphs))}
             line = f"{case:28} ratio {found[case]['ratio']:.3f} {found[case]['quartiles']}, to the"
-            print(f"{line} graph {found[case]['to_graph']:.2f}, ours {ours:.2f} s", flush=True)
+            print(f"{line} graph {found[case]['to_graph']:.2f}, ours {middle:.2f} s", flush=True)
             graphs.clear()
             if given.quick:
                 break
-        bare = [sys.executable, "-c", bare_copy([str(p / "model.safetensors") for p in single],
-                                                str(folder / "bare.bin"))]  # fmt: skip
-        process(bare)
-        found[f"{tool}, a process that only reads and writes"] = [
-            process(bare, given.clock)[0] for _ in range(given.pairs)
-        ]
+        copied = folder / "bare.bin"
+        bare = [sys.executable, "-c",
+                bare_copy([str(p / "model.safetensors") for p in single], str(copied))]  # fmt: skip
+        seconds = []
+        for _ in range(given.pairs + 1):
+            copied.unlink(missing_ok=True)
+            seconds.append(process(bare, given.clock)[0])
+        found[f"{tool}, a process that only reads and writes"] = seconds[1:]
         alone = np.median(found[f"{tool}, a process that only reads and writes"])
         print(f"{tool}: a process that only reads and writes takes {alone:.2f} s", flush=True)
+        shutil.rmtree(ours_out)
         found[f"{tool}, peak MiB of ours"] = peak(command, fast)
         print(f"{tool}: peak {found[f'{tool}, peak MiB of ours']:.0f} MiB", flush=True)
         shutil.rmtree(theirs_out, ignore_errors=True)

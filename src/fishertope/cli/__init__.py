@@ -15,10 +15,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     else is a defect of ours, and shows its traceback.
     """
     from ..core.errors import FishertopeError
-    from ._app import app_for
+    from ._app import command_for
 
     try:
-        app_for(arguments)(args=arguments, prog_name="fishertope")
+        command_for(arguments)(args=arguments, prog_name="fishertope")
     except (FishertopeError, OSError) as error:
         from ._console import stderr
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ._plain_values import leave_plain
+
 COMMANDS = ("demo", "backends", "fisher", "estimate", "inspect", "merge", "search", "verify")
 """Functions of that name, each in the module of that name."""
 GROUPS = {"experiment": "group", "npeff": "group", "text": "group", "relu": "app"}
@@ -56,6 +58,11 @@ def app_for(arguments: Sequence[str] | None) -> typer.Typer:
         else:
             made.command(name)(getattr(module, name))
     return made
+
+
+def command_for(arguments: Sequence[str] | None) -> Any:
+    """:func:`app_for`, ready to be called with the arguments."""
+    return leave_plain(typer.main.get_command(app_for(arguments)))
 
 
 def __getattr__(name: str) -> Any:
