@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +101,19 @@ def kept_code() -> KeptCode | None:
 
 
 def _key(llvm: Any) -> str:
+    from llvmlite import __version__ as llvm_version
+
     digest = hashlib.sha256()
-    for name in ("_merge_kernels.py", "_kept_code.py"):
-        digest.update(Path(__file__).with_name(name).read_bytes())
+    numba = find_spec("numba")
+    if numba is None or numba.origin is None:
+        raise ImportError("numba is not installed")
+    for file in (
+        Path(__file__).with_name("_merge_kernels.py"), Path(__file__),
+        Path(numba.origin).with_name("_version.py"),
+    ):  # fmt: skip
+        digest.update(file.read_bytes())
     for fact in (
-        version("numba"), version("llvmlite"), llvm.get_process_triple(), llvm.get_host_cpu_name(),
+        llvm_version, llvm.get_process_triple(), llvm.get_host_cpu_name(),
         llvm.get_host_cpu_features().flatten(),
     ):  # fmt: skip
         digest.update(str(fact).encode() + b"\0")

@@ -9,10 +9,11 @@ A package adds one with an entry point in the group ``fishertope.backends`` whos
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.machinery import PathFinder
 
 from ..errors import BackendNotFound, FishertopeError
 from .info import Backend, BackendInfo
@@ -98,5 +99,37 @@ def _load(info: BackendInfo) -> Backend:
 @cache
 def _plugins(path: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """Declared entry points; read from the metadata on ``path`` (sys.path) once, not every call."""
+    if not _may_declare(path):
+        return ()
+    from importlib.metadata import entry_points
+
     # A set: the metadata of an editable install can be on the path twice.
     return tuple(sorted({(e.name, e.value) for e in entry_points(group=ENTRY_POINT_GROUP)}))
+
+
+def _may_declare(path: tuple[str, ...]) -> bool:
+    """Whether any metadata can declare a backend: a look at files, ten times faster than parsing.
+
+    It is sure of folders only; for anything else that packages are imported from it says yes.
+    """
+    if any(hasattr(f, "find_distributions") and f is not PathFinder for f in sys.meta_path):
+        return True
+    for place in path:
+        try:
+            entries = list(os.scandir(place or "."))
+        except NotADirectoryError:
+            return True
+        except OSError:
+            continue
+        for entry in entries:
+            name = entry.name.lower()
+            if name.endswith(".egg"):
+                return True
+            if name.endswith((".dist-info", ".egg-info")):
+                try:
+                    with open(os.path.join(entry.path, "entry_points.txt"), "rb") as file:
+                        if ENTRY_POINT_GROUP.encode() in file.read():
+                            return True
+                except OSError:
+                    continue
+    return False
