@@ -1,10 +1,11 @@
 """The loops of a two-model merge, kept as machine code between processes.
 
 Importing numba and fetching one function from its cache takes half a second, as long as merging a
-gigabyte. The compiled loops are therefore kept a second time, as one object file beside numba's own
-cache, which llvmlite loads in some milliseconds. A file belongs to one source text, processor and
-version of numba and llvmlite; it is loaded only if it is whole and belongs to this user. Where
-anything is missing the functions of :mod:`._merge_kernels` are called through numba as usual.
+gigabyte. The compiled loops are therefore kept a second time, beside numba's own cache: as one
+object file, which llvmlite loads, and where a linker is at hand as a shared library, which needs
+neither. A file belongs to one source text, processor and version of numba and llvmlite; it is
+loaded only if it is whole and belongs to this user. Where anything is missing the functions of
+:mod:`._merge_kernels` are called through numba as usual.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
+import re
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -27,6 +32,7 @@ Files = Sequence[tuple[int, int]]
 _NAMES = ("linear_bits", "diagonal_bits_float32", "diagonal_bits_bits", "linear_files",
           "diagonal_files")  # fmt: skip
 _SYSTEM = ("pread", "pwrite")
+_PROCESSOR = re.compile(r"(vendor_id|cpu family|model|stepping|flags|Features|CPU \w+)\b")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,38 +92,54 @@ class KeptCode:
 def kept_code() -> KeptCode | None:
     """The loops in machine code: loaded, or compiled and kept; ``None`` where that cannot be."""
     try:
+        place = _folder() / f"merge-{_key()}.o"
+        library = place.with_suffix(".so")
+        if _read(library) is not None:
+            with suppress(OSError):  # a folder whose files may not be executed
+                return _functions_of(ctypes.CDLL(str(library)))
         import llvmlite.binding as llvm
 
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
-        place = _folder() / f"merge-{_key(llvm)}.o"
         code = _read(place)
         if code is None:
             code = _compiled(llvm)
             _write(place, code)
+            _link(code, library)
         return _loaded(llvm, code)
     except Exception:  # any of numba's and llvmlite's own: numba is then asked the usual way
         return None
 
 
-def _key(llvm: Any) -> str:
-    from llvmlite import __version__ as llvm_version
-
+def _key() -> str:
+    """Of the loops' source, the compiler's version and the processor."""
     digest = hashlib.sha256()
-    numba = find_spec("numba")
-    if numba is None or numba.origin is None:
-        raise ImportError("numba is not installed")
-    for file in (
-        Path(__file__).with_name("_merge_kernels.py"), Path(__file__),
-        Path(numba.origin).with_name("_version.py"),
-    ):  # fmt: skip
-        digest.update(file.read_bytes())
-    for fact in (
-        llvm_version, llvm.get_process_triple(), llvm.get_host_cpu_name(),
-        llvm.get_host_cpu_features().flatten(),
-    ):  # fmt: skip
-        digest.update(str(fact).encode() + b"\0")
+    files = [Path(__file__).with_name("_merge_kernels.py"), Path(__file__)]
+    for name in ("numba", "llvmlite"):
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:
+            raise ImportError(f"{name} is not installed")
+        files.append(Path(spec.origin).with_name("_version.py"))
+    for file in files:
+        digest.update(file.read_bytes() + b"\0")
+    digest.update(_processor().encode())
     return digest.hexdigest()[:32]
+
+
+def _processor() -> str:
+    """What decides which instructions the compiled code may use."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            first = file.read(1 << 14).split("\n\n")[0]
+        return platform.machine() + "".join(
+            line for line in first.splitlines() if _PROCESSOR.match(line)
+        )
+    except OSError:  # not Linux
+        import llvmlite.binding as llvm
+
+        facts = (llvm.get_process_triple(), llvm.get_host_cpu_name(),
+                 llvm.get_host_cpu_features().flatten())  # fmt: skip
+        return "\n".join(facts)
 
 
 def _folder() -> Path:
@@ -133,7 +155,7 @@ def _folder() -> Path:
 
 
 def _read(place: Path) -> bytes | None:
-    """The object file, if it is whole and this user's."""
+    """The machine code, if it is whole and this user's; its digest follows it."""
     try:
         with place.open("rb") as file:
             owner = os.fstat(file.fileno()).st_uid
@@ -142,8 +164,8 @@ def _read(place: Path) -> bytes | None:
         return None
     if hasattr(os, "getuid") and owner != os.getuid():
         return None
-    code = found[_DIGEST:]
-    return code if hashlib.sha256(code).digest() == found[:_DIGEST] else None
+    code = found[:-_DIGEST]
+    return code if hashlib.sha256(code).digest() == found[-_DIGEST:] else None
 
 
 def _write(place: Path, code: bytes) -> None:
@@ -152,9 +174,31 @@ def _write(place: Path, code: bytes) -> None:
 
     try:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_bytes(place, hashlib.sha256(code).digest() + code)
+        write_bytes(place, code + hashlib.sha256(code).digest())
     except Exception:  # a full disk, say: compiled again next time
         return
+
+
+def _link(code: bytes, library: Path) -> None:
+    """Make a shared library of the object file, if a linker is at hand.
+
+    The system loads it without LLVM, whose import takes 30 ms.
+    """
+    import shutil
+    import subprocess
+    import tempfile
+
+    linker = shutil.which("ld")
+    if linker is None or sys.platform != "linux":
+        return
+    with suppress(Exception), tempfile.TemporaryDirectory() as folder:
+        inside, out = Path(folder) / "loops.o", Path(folder) / "loops.so"
+        inside.write_bytes(code)
+        subprocess.run(
+            [linker, "-shared", "-z", "noexecstack", "-o", str(out), str(inside)],
+            check=True, capture_output=True, timeout=60,
+        )  # fmt: skip
+        _write(library, out.read_bytes())
 
 
 def _compiled(llvm: Any) -> bytes:
@@ -207,7 +251,7 @@ def _compiled(llvm: Any) -> bytes:
 def _machine(llvm: Any) -> Any:
     return llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3,
-        reloc="default", codemodel="jitdefault",
+        reloc="pic", codemodel="small",
     )  # fmt: skip
 
 
@@ -215,6 +259,14 @@ def _loaded(llvm: Any, code: bytes) -> KeptCode:
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(llvm))
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
+    return _functions(engine.get_function_address, engine)
+
+
+def _functions_of(library: ctypes.CDLL) -> KeptCode:
+    return _functions(lambda name: ctypes.cast(library[name], ctypes.c_void_p).value, library)
+
+
+def _functions(address: Callable[[str], Any], owner: Any) -> KeptCode:
     place, number, size = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64
     file = ctypes.c_int32
     kinds = {
@@ -229,11 +281,9 @@ def _loaded(llvm: Any, code: bytes) -> KeptCode:
     functions = {}
     for name in _NAMES:
         # Numba's convention: status = f(address of the result, address of an error, arguments).
-        raw = ctypes.CFUNCTYPE(ctypes.c_int32, place, place, *kinds[name])(
-            engine.get_function_address(name)
-        )
+        raw = ctypes.CFUNCTYPE(ctypes.c_int32, place, place, *kinds[name])(address(name))
         functions[name] = _called(raw)
-    return KeptCode(functions, engine)
+    return KeptCode(functions, owner)
 
 
 def _called(raw: Any) -> Callable[..., bool]:

@@ -1,10 +1,12 @@
 """The loops of a pair in machine code: the same bits as through numba, and only whole files."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from fishertope.backends.numba_cpu import _kept_code, merging, table
 from fishertope.core.backend import Kernel
@@ -63,21 +65,54 @@ def test_damaged_and_foreign_files_are_not_loaded(tmp_path):
     _kept_code._write(blocked / "x.o", b"code")  # it cannot be kept: no error
 
 
-def test_a_second_process_merges_without_numba(tmp_path):
+def loaded(folder, **more):
+    """Whether a process with this cache has the loops, and what it imported for them."""
     code = (
         "import sys; from fishertope.backends.numba_cpu import _kept_code; "
-        "print(_kept_code.kept_code() is not None, 'numba' in sys.modules)"
+        "print(_kept_code.kept_code() is not None, *(n for n in ('numba', 'llvmlite') "
+        "if n in sys.modules))"
     )
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    told = [
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-            env=environment, timeout=120,
-        ).stdout.split()
-        for _ in range(2)
-    ]  # fmt: skip
-    assert told[0] == ["True", "True"]
-    assert told[1] == ["True", "False"]
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(folder), **more},
+    )  # fmt: skip
+    return run.stdout.split()
+
+
+def test_a_second_process_merges_without_numba(tmp_path):
+    assert loaded(tmp_path, PATH="") == ["True", "numba", "llvmlite"]
+    assert [p.suffix for p in tmp_path.glob("merge-*")] == [".o"]
+    assert loaded(tmp_path) == ["True", "llvmlite"]
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("ld") is None, reason="there is no linker here"
+)
+def test_a_shared_library_is_loaded_without_llvm_and_only_if_whole(tmp_path):
+    assert loaded(tmp_path) == ["True", "numba", "llvmlite"]
+    (library,) = tmp_path.glob("merge-*.so")
+    assert loaded(tmp_path) == ["True"]
+    whole = library.read_bytes()
+    for damaged in (whole[:-1], whole[:100], b"", bytes([whole[0] ^ 1]) + whole[1:]):
+        library.write_bytes(damaged)
+        assert loaded(tmp_path) == ["True", "llvmlite"]
+    _kept_code._write(library, b"whole, and no library")
+    assert loaded(tmp_path) == ["True", "llvmlite"]
+
+
+def test_the_object_file_gives_the_bits_of_the_library(tmp_path, monkeypatch):
+    kept = results()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    _kept_code.kept_code.cache_clear()
+    try:
+        assert _kept_code.kept_code() is not None
+        assert [p.suffix for p in tmp_path.glob("merge-*")] == [".o"]
+        for one, other in zip(kept, results(), strict=True):
+            for a, b in zip(one, other, strict=True):
+                np.testing.assert_array_equal(a, b)
+    finally:
+        _kept_code.kept_code.cache_clear()
 
 
 def test_every_kernel_is_in_the_table():

@@ -100,16 +100,19 @@ def _process(*arguments, code="from fishertope.cli import program; program()", *
 
 def test_the_quick_end_keeps_output_codes_and_handlers(tmp_path):
     done = _process("backends", "--json")
-    assert done.returncode == 0 and done.stdout.rstrip().endswith("}")
+    assert done.returncode == 0
+    assert done.stdout.rstrip().endswith("}")
     assert _process("--nothing").returncode == 2
     refused = _process("merge", "nothing.yaml", "--out", "out", cwd=tmp_path)
-    assert refused.returncode == 1 and "Error" in refused.stderr
+    assert refused.returncode == 1
+    assert "Error" in refused.stderr
     handled = _process(
         "backends", "--json",
         code="import atexit; atexit.register(print, 'handled')\n"
         "from fishertope.cli import program; program()",
     )  # fmt: skip
-    assert handled.returncode == 0 and handled.stdout.endswith("handled\n")
+    assert handled.returncode == 0
+    assert handled.stdout.endswith("handled\n")
 
 
 def test_a_thread_that_still_runs_is_waited_for():
@@ -126,4 +129,5 @@ def test_a_profiler_still_writes_its_table(tmp_path):
         [sys.executable, "-m", "cProfile", "-o", "profile", "-m", "fishertope", "--version"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert run.returncode == 0 and (tmp_path / "profile").stat().st_size > 0
+    assert run.returncode == 0
+    assert (tmp_path / "profile").stat().st_size > 0
