@@ -6,8 +6,8 @@ that needs one.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -32,25 +32,31 @@ def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[
     >>> "merge" in dir(fishertope)
     True
     """
-    where = declared(Path(file).read_text(encoding="utf-8"))
+
+    @cache
+    def where() -> dict[str, str]:
+        return declared(Path(file).read_text(encoding="utf-8"))
 
     def load(name: str) -> Any:
-        if name not in where:
+        # Those with underscores belong to Python, which asks for them while it imports.
+        if name.startswith("__") or name not in where():
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        found = getattr(import_module(where[name], package), name)
+        found = getattr(import_module(where()[name], package), name)
         setattr(import_module(package), name, found)
         return found
 
     def names() -> list[str]:
         here = vars(import_module(package))
         own = {n for n, x in here.items() if n.startswith("__") or isinstance(x, ModuleType)}
-        return sorted(own | set(where))
+        return sorted(own | set(where()))
 
     return load, names
 
 
 def declared(source: str) -> dict[str, str]:
     """Names that are imported under ``if TYPE_CHECKING:``, with the relative module of each."""
+    import ast
+
     blocks = [
         node.body
         for node in ast.parse(source).body

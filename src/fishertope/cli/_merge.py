@@ -124,7 +124,7 @@ def merge(
     Example: fishertope merge plan.yaml --out merged
     Example: fishertope merge model-a model-b --weights 0.3,0.7 --out merged
     """
-    from ..core.merging.streaming import MergeOptions, merge_checkpoints
+    from ..core.merging.streaming.merge import MergeOptions, merge_checkpoints
     from ._long_runs import ending_with
 
     plan = plan_of(
