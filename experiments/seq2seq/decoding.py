@@ -18,7 +18,7 @@ class _Session:
     """A decoder that has read its inputs and gives the next log-probabilities."""
 
     def __init__(
-        self, model: Seq2Seq, inputs: Tensor, copies: int = 1, *, prepare: bool = True
+        self, model: Seq2Seq, inputs: Tensor, copies: int = 1, *, room: int, prepare: bool = True
     ) -> None:
         config = model.config
         if inputs.ndim != 2 or inputs.shape[1] == 0:
@@ -48,7 +48,7 @@ class _Session:
         if self.encoded is None or self.source_mask is None:
             return
         if prepare and can_prepare(model):
-            self.prepared = PreparedDecoder(model, self.encoded, self.source_mask)
+            self.prepared = PreparedDecoder(model, self.encoded, self.source_mask, room=room)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits ``(rows, vocab)`` after reading ``(rows, new)``."""
@@ -109,7 +109,7 @@ def _one_by_one(
     top_k: int | None,
 ) -> Tensor:
     config = model.config
-    session = _Session(model, inputs)
+    session = _Session(model, inputs, room=steps)
     tokens, done = session.start, torch.zeros(len(inputs), dtype=torch.bool, device=inputs.device)
     out: list[Tensor] = []
     for _ in range(steps):
@@ -176,7 +176,7 @@ def beam(
         return float(((5 + n) / 6 if penalty == "paper" else n) ** alpha)
 
     config, device, batch = model.config, inputs.device, len(inputs)
-    session = _Session(model, inputs, beams)
+    session = _Session(model, inputs, beams, room=max_new_tokens)
     row = torch.arange(batch, device=device)[:, None]
     alive = torch.full((batch, beams), NEGATIVE, device=device)
     alive[:, 0] = 0.0

@@ -3,10 +3,15 @@
 The same function as the blocks compute, in fewer and larger operations: the norms' weights are
 folded into the matrices that read them, query, key and value (gate and input) are one product,
 residual sums are part of the output product, and keys of the encoder are laid out once.
+
+The residual stream h has PAD more columns, of which the first is always sqrt(d eps) and the others
+are zero: ``h / sqrt(mean(h**2) + eps)`` is then ``sqrt(d) h / norm(h)``, two operations. After a
+large product each small one costs more than its arithmetic, for it finds the caches empty.
 """
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import cast
 
 import torch
@@ -15,12 +20,16 @@ from torch.nn import functional as F
 
 from .attention import Attention
 from .config import Activation
-from .layers import FeedForward, GatedFeedForward, RMSNorm, activate
+from .layers import FeedForward, GatedFeedForward, RMSNorm, activate, at_least_float32
 from .model import Block, Seq2Seq, Stack
 from .positions import RelativeBias
 
 FIRST_ROOM = 16
-"""Places of a new key buffer; it doubles when it is full."""
+"""Places of a new key buffer if nobody says how many will come; it doubles when it is full."""
+MOST_ROOM = 256
+"""Places of a new key buffer at most: rows may end early."""
+PAD = 16
+"""Columns behind the residual stream: a cache line of float32, so that rows stay aligned."""
 
 
 def can_prepare(model: Seq2Seq) -> bool:
@@ -64,6 +73,8 @@ class PreparedDecoder:
         ``(rows, s, d_model)``.
     source_mask
         ``(rows, 1, s)`` bool, true where the encoder has a token.
+    room
+        How many tokens will be written at most; more may come, at the price of a copy.
 
     Notes
     -----
@@ -71,14 +82,18 @@ class PreparedDecoder:
     values. Memory: a copy of the decoder's matrices.
     """
 
-    def __init__(self, model: Seq2Seq, encoded: Tensor, source_mask: Tensor) -> None:
+    def __init__(
+        self, model: Seq2Seq, encoded: Tensor, source_mask: Tensor, *, room: int = FIRST_ROOM
+    ) -> None:
         c = model.config
         self.model, self.heads, self.d_kv = model, c.heads, c.d_kv
-        self.rows, self.length, self.eps = len(encoded), 0, c.norm_eps
+        self.rows, self.length = len(encoded), 0
+        self.constant = sqrt(c.d_model * c.norm_eps)
         self.table: RelativeBias | None = model.decoder.position
         self.far: Tensor | None = None
         blocks = [cast(Block, block) for block in model.decoder.blocks]
-        self.layers = [_Layer(block, encoded, self.heads, self.d_kv) for block in blocks]
+        places = max(1, min(room, MOST_ROOM))
+        self.layers = [_Layer(b, encoded, self.heads, self.d_kv, places) for b in blocks]
         self.closed: Tensor | None = None
         if not bool(source_mask.all()):
             low = torch.finfo(encoded.dtype).min
@@ -91,16 +106,17 @@ class PreparedDecoder:
         norm = cast(RMSNorm, model.decoder.final_norm)
         self.words = cast(nn.Parameter, model.embedding)
         head = self.words if model.head is None else model.head
-        self.head = (head * (norm.weight * scale)).t().contiguous()
+        self.head = _folded(norm, head * scale)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits ``(rows, vocab)`` after reading ``(rows, 1)`` tokens."""
-        h = F.embedding(tokens[:, 0], self.words)
+        h = F.pad(F.embedding(tokens[:, 0], self.words), (0, PAD))
+        h[:, -PAD] = self.constant
         bias = self._bias()
         for layer in self.layers:
-            h = layer(h, bias, self.closed, self.length, self.eps)
+            h = layer(h, bias, self.closed, self.length)
         self.length += 1
-        return _unit(h, self.eps) @ self.head
+        return _unit(h) @ self.head
 
     def _bias(self) -> Tensor | None:
         """``(heads, 1, length + 1)``: the end of the row of the last place that there is room for.
@@ -125,30 +141,33 @@ class PreparedDecoder:
         self.rows = len(rows)
 
 
-def _unit(x: Tensor, eps: float) -> Tensor:
-    """``x / sqrt(mean(x**2) + eps)``."""
-    return F.rms_norm(x, x.shape[-1:], None, eps)
+def _unit(h: Tensor) -> Tensor:
+    """``h / norm(h)``; the norm in float32 or wider."""
+    wide = at_least_float32(h)
+    norm: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return (wide / norm).to(h.dtype)
 
 
 class _Layer:
-    """One block: fused matrices, and buffers ``(rows * heads, places, d_kv)``."""
+    """One block: fused matrices, and keys and values ``(2, rows * heads, places, d_kv)``."""
 
-    def __init__(self, block: Block, encoded: Tensor, heads: int, d_kv: int) -> None:
+    def __init__(self, block: Block, encoded: Tensor, heads: int, d_kv: int, places: int) -> None:
         own = cast(Attention, block.self_attention)
         cross = cast(Attention, block.cross_attention)
         self.heads, self.d_kv, self.inner = heads, d_kv, heads * d_kv
         self.read = _folded(block.self_norm, own.query.weight, own.key.weight, own.value.weight)
-        self.write = own.output.weight.t().contiguous()
+        self.write = _written(own.output.weight)
         self.cross_read = _folded(cast(RMSNorm, block.cross_norm), cross.query.weight)
-        self.cross_write = cross.output.weight.t().contiguous()
-        rows, places = encoded.shape[:2]
+        self.cross_write = _written(cross.output.weight)
+        rows, source = encoded.shape[:2]
 
         def laid_out(matrix: Tensor) -> Tensor:
-            flat = F.linear(encoded, matrix).view(rows, places, heads, d_kv)
-            return flat.transpose(1, 2).reshape(rows * heads, places, d_kv)
+            flat = F.linear(encoded, matrix).view(rows, source, heads, d_kv)
+            return flat.permute(0, 2, 3, 1).reshape(rows * heads, d_kv, source)
 
-        self.cross_keys = laid_out(cross.key.weight).transpose(1, 2).contiguous()
-        self.cross_values = laid_out(cross.value.weight).contiguous()
+        # Both with the source's places last: one query a row reads them fastest so.
+        self.cross_keys = laid_out(cross.key.weight)
+        self.cross_values = laid_out(cross.value.weight).transpose(1, 2)
         feed = cast(FeedForward, block.feed_forward)
         self.activation: Activation = feed.activation
         self.gated = isinstance(feed, GatedFeedForward)
@@ -156,33 +175,32 @@ class _Layer:
         if isinstance(feed, GatedFeedForward):
             inner.insert(0, feed.gate.weight)
         self.feed_read = _folded(cast(RMSNorm, block.feed_norm), *inner)
-        self.feed_write = feed.wo.weight.t().contiguous()
-        self.keys = encoded.new_empty((rows * heads, FIRST_ROOM, d_kv))
-        self.values = torch.empty_like(self.keys)
+        self.feed_write = _written(feed.wo.weight)
+        self.kept = encoded.new_empty((2, rows * heads, places, d_kv))
 
-    def __call__(
-        self, h: Tensor, bias: Tensor | None, closed: Tensor | None, at: int, eps: float
-    ) -> Tensor:
+    def __call__(self, h: Tensor, bias: Tensor | None, closed: Tensor | None, at: int) -> Tensor:
         rows = len(h)
-        if at == self.keys.shape[1]:
-            self.keys, self.values = _longer(self.keys), _longer(self.values)
-        made = (_unit(h, eps) @ self.read).view(rows, 3, self.heads, self.d_kv)
+        if at == self.kept.shape[2]:
+            self.kept = _longer(self.kept)
+        made = (_unit(h) @ self.read).view(rows, 3, self.heads, self.d_kv)
         shape = (rows * self.heads, 1, self.d_kv)
         query = made[:, 0].reshape(shape)
-        for place, kept in ((1, self.keys), (2, self.values)):
-            kept.view(rows, self.heads, -1, self.d_kv)[:, :, at] = made[:, place]
-        logits = torch.bmm(query, self.keys[:, : at + 1].transpose(1, 2))
+        self.kept.view(2, rows, self.heads, -1, self.d_kv)[:, :, :, at] = made[:, 1:].transpose(
+            0, 1
+        )
+        keys, values = self.kept[:, :, : at + 1]
+        logits = torch.bmm(query, keys.transpose(1, 2))
         if bias is not None:
             logits.view(rows, self.heads, 1, at + 1).add_(bias)
-        mixed = torch.bmm(torch.softmax(logits, -1), self.values[:, : at + 1])
+        mixed = torch.bmm(torch.softmax(logits, -1), values)
         h = torch.addmm(h, mixed.view(rows, self.inner), self.write)
-        query = (_unit(h, eps) @ self.cross_read).view(shape)
+        query = (_unit(h) @ self.cross_read).view(shape)
         logits = torch.bmm(query, self.cross_keys)
         if closed is not None:
             logits += closed
         mixed = torch.bmm(torch.softmax(logits, -1), self.cross_values)
         h = torch.addmm(h, mixed.view(rows, self.inner), self.cross_write)
-        hidden = _unit(h, eps) @ self.feed_read
+        hidden = _unit(h) @ self.feed_read
         if self.gated:
             gate, value = hidden.chunk(2, -1)
             hidden = activate(self.activation, gate) * value
@@ -192,21 +210,26 @@ class _Layer:
 
     def reorder(self, rows: Tensor, before: int) -> None:
         """Keep rows of what was written; the source of a row is that of the row it replaces."""
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            kept = old.view(before, self.heads, *old.shape[1:]).index_select(0, rows)
-            setattr(self, name, kept.view(len(rows) * self.heads, *old.shape[1:]))
+        old = self.kept.view(2, before, self.heads, *self.kept.shape[2:])
+        kept = old.index_select(1, rows)
+        self.kept = kept.view(2, len(rows) * self.heads, *self.kept.shape[2:])
 
 
 def _longer(old: Tensor) -> Tensor:
     """The same with twice as many places."""
-    places = old.shape[1]
-    new = old.new_empty((len(old), 2 * places, old.shape[2]))
-    new[:, :places] = old
+    places = old.shape[2]
+    new = old.new_empty((*old.shape[:2], 2 * places, old.shape[3]))
+    new[:, :, :places] = old
     return new
 
 
-def _folded(norm: torch.nn.Module, *matrices: Tensor) -> Tensor:
-    """``(d_model, sum of widths)``: the matrices, transposed, with the norm's weights inside."""
+def _folded(norm: nn.Module, *matrices: Tensor) -> Tensor:
+    """``(d_model + PAD, sum of widths)``: transposed, for ``h / norm(h)`` in the norm's place."""
     weight = cast(RMSNorm, norm).weight
-    return (torch.cat(matrices) * weight).t().contiguous()
+    whole = (torch.cat(matrices) * (weight * sqrt(len(weight)))).t()
+    return F.pad(whole, (0, 0, 0, PAD)).contiguous()
+
+
+def _written(matrix: Tensor) -> Tensor:
+    """``(width, d_model + PAD)``: transposed; the columns behind the stream stay as they are."""
+    return F.pad(matrix.t(), (0, PAD)).contiguous()

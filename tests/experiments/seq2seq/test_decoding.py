@@ -170,7 +170,7 @@ def test_a_prepared_decoder_is_the_decoder(gated, padded):
     assert not can_prepare(model)
     with torch.no_grad():
         assert can_prepare(model)
-        fast, slow = (_Session(model, inputs, 2, prepare=p) for p in (True, False))
+        fast, slow = (_Session(model, inputs, 2, room=3, prepare=p) for p in (True, False))
         assert fast.prepared is not None
         assert slow.prepared is None
         tokens = fast.start
@@ -185,3 +185,27 @@ def test_a_prepared_decoder_is_the_decoder(gated, padded):
             tokens = b.argmax(-1, keepdim=True) % 28 + 2
         model.train()
         assert not can_prepare(model)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "eps", "close"),
+    [(torch.float64, 0.5, 1e-10), (torch.float64, 1e-12, 1e-10), (torch.bfloat16, 1e-6, 0.05)],
+)
+def test_the_constant_column_of_a_prepared_decoder_is_the_eps_of_its_norms(dtype, eps, close):
+    from fishertope.experiments.seq2seq.decoding import _Session
+
+    config = Seq2SeqConfig(
+        vocab_size=30, d_model=16, d_ff=24, d_kv=8, heads=2, layers=2, norm_eps=eps
+    )
+    model = Seq2Seq(config, torch.Generator().manual_seed(0)).to(dtype).eval()
+    inputs = torch.randint(2, 30, (3, 7), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        # Embeddings as small as the eps, where it matters.
+        model.embedding.mul_(0.1)
+        fast, slow = (_Session(model, inputs, room=4, prepare=p) for p in (True, False))
+        assert fast.prepared is not None
+        tokens = fast.start
+        for _ in range(9):
+            a, b = fast.step(tokens), slow.step(tokens)
+            torch.testing.assert_close(a, b, atol=close * float(b.abs().max()), rtol=0)
+            tokens = b.argmax(-1, keepdim=True)
