@@ -7,9 +7,10 @@ Both sides have the same weights and the same batch; loss, gradients and greedy 
 before anything is timed, and samples of the two sides alternate. A step is forward, backward and
 Adafactor (torch's, the same object settings on both sides). Decoding is greedy with a cache, a
 fixed number of tokens: the whole, encoder included, and what a further token costs (96 tokens less
-16). Memory is what training adds to the resident peak, in processes of their own for each side in
-turns (Linux). The pipeline is span corruption of the manual that ships with Python, in tokens a
-second, beside the tokens that a step of the tiny size reads in a second.
+16), and what the matrix products of one token alone cost. Memory is what training adds to the
+resident peak, in processes of their own for each side in turns (Linux). The pipeline is span
+corruption of the manual that ships with Python, in tokens a second, beside the tokens that a step
+of the tiny size reads in a second.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ SCALES = {
     "tiny": ((128, 512, 32, 4, 4), 4_096, 128, 29),
     "small": ((256, 1_024, 32, 8, 4), 4_096, 128, 29),
 }
+SCALES_INPUT = {sizes[0]: n for sizes, _, n, _ in SCALES.values()}
 BATCH = 32
 NEW_TOKENS, FEW_TOKENS = 96, 16
 
@@ -127,6 +129,37 @@ def further(made: Callable[[int], Any], sample: float) -> float:
     return (long - short) / (NEW_TOKENS - FEW_TOKENS)
 
 
+def bare(ours: Seq2Seq, places: int) -> Callable[[], None]:
+    """One token's products alone, after ``places`` tokens: with the weights, and with all keys and
+    values, for every row. No norms, no softmax, no residual sums, nothing is kept: not a decoder,
+    but what none of this kind can do without.
+    """
+    c, inner = ours.config, ours.config.heads * ours.config.d_kv
+    x, hidden = torch.randn(BATCH, c.d_model), torch.randn(BATCH, c.d_ff)
+    mixed, query = torch.randn(BATCH, inner), torch.randn(BATCH * c.heads, 1, c.d_kv)
+    source = SCALES_INPUT[c.d_model]
+    weights, caches = [], []
+    for _ in range(c.layers):
+        weights += [(x, torch.randn(c.d_model, 3 * inner)), (mixed, torch.randn(inner, c.d_model)),
+                    (x, torch.randn(c.d_model, inner)), (mixed, torch.randn(inner, c.d_model)),
+                    (x, torch.randn(c.d_model, c.d_ff)),
+                    (hidden, torch.randn(c.d_ff, c.d_model))]  # fmt: skip
+        for n in (places, source):
+            caches.append((torch.randn(BATCH * c.heads, c.d_kv, n),
+                           torch.randn(BATCH * c.heads, n, c.d_kv),
+                           torch.rand(BATCH * c.heads, 1, n)))  # fmt: skip
+    weights.append((x, torch.randn(c.d_model, c.vocab_size)))
+
+    def token() -> None:
+        for a, w in weights:
+            torch.mm(a, w)
+        for keys, values, shares in caches:
+            torch.bmm(query, keys)
+            torch.bmm(shares, values)
+
+    return token
+
+
 def lines(scale: str, threads: int, pairs: int, sample: float) -> list[dict[str, Any]]:
     ours, theirs, inputs, targets = both(scale)
     gap = verified(ours, theirs, inputs, targets)
@@ -152,11 +185,15 @@ def lines(scale: str, threads: int, pairs: int, sample: float) -> list[dict[str,
 
     found = compare(ours_made, theirs_made, pairs, sample)
     out.append({"what": f"encoder and {NEW_TOKENS} tokens", "bound": 0.5, **found})
-    times = [
-        (further(ours_made, sample), further(theirs_made, sample)) for _ in range(max(pairs, 7))
-    ]
-    found = ratio_of(times)
-    out.append({"what": "greedy, a further token", "bound": 0.5, **found})
+    products = bare(ours, (FEW_TOKENS + NEW_TOKENS) // 2)
+    mine_s, theirs_s, bare_s = [], [], []
+    for _ in range(max(pairs, 7)):
+        mine_s.append(further(ours_made, sample))
+        bare_s.append(seconds(products, sample, time.perf_counter))
+        theirs_s.append(further(theirs_made, sample))
+    for what, side in (("greedy, a further token", mine_s), ("a token's products alone", bare_s)):
+        found = ratio_of(list(zip(side, theirs_s, strict=True)))
+        out.append({"what": what, "bound": 0.5, **found})
     ends = {"load": os.getloadavg()[0], "versions": versions()}
     return [{"scale": scale, "threads": threads, "gap": gap, **line, **ends} for line in out]
 
