@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from fishertope.core.errors import InvalidInputError, RankLostError, StoppedError
+
 torch = pytest.importorskip("torch")
 
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -104,3 +106,36 @@ def test_processes_share_what_is_evaluated(trained):
     code, out, err = run(folder, *words)
     assert code == 0, err
     assert json.loads(out) == json.loads(run(folder, *words, world=1)[1])
+
+
+class Store:
+    """A meeting point at which process 0 said something, or nothing."""
+
+    def __init__(self, said):
+        self.said = said
+
+    def check(self, keys):
+        return self.said is not None
+
+    def get(self, key):
+        return self.said.encode()
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "silent"),
+    [
+        ("no room", InvalidInputError("no room"), True),
+        ("no room", InvalidInputError("another"), False),
+        ("no room", RankLostError("process 0 is gone"), True),
+        ("no room", StoppedError("Stopped by SIGTERM."), True),  # torchrun ends the others
+        (None, StoppedError("Stopped by SIGTERM."), False),
+    ],
+)
+def test_a_process_that_only_follows_another_says_nothing(monkeypatch, said, error, silent):
+    from fishertope.cli import _processes
+    from fishertope.core.fisher import ranks
+
+    monkeypatch.setattr(ranks, "meeting_point", lambda shared: Store(said))
+    monkeypatch.setattr(_processes, "_SECONDS", 0.0 if said is None else 30.0)
+    shared = ranks.Ranks(rank=1, world=2)
+    assert _processes._said_by_first(shared, error) is silent

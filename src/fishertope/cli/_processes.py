@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.errors import FishertopeError, RankLostError
+from ..core.errors import FishertopeError, RankLostError, StoppedError
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ def _said_by_first(shared: Any, error: Exception) -> bool:
         while time.monotonic() < end:
             if store.check([_TOLD]):
                 said = store.get(_TOLD).decode(errors="replace")
-                # One that merely lost the others has nothing to add.
-                return said == str(error) or isinstance(error, RankLostError)
+                # One that lost the others, or was stopped for it (torchrun), has nothing to add.
+                return said == str(error) or isinstance(error, RankLostError | StoppedError)
             time.sleep(0.05)
     return False
