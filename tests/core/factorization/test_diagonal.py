@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from scipy import sparse
 from scipy.optimize import nnls
 
@@ -115,6 +115,7 @@ def test_planted_components_are_found():
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), density=st.floats(0.0, 1.0))
+@example(seed=20187, density=0.03125)  # rank 2: two of three components are one direction
 def test_check_18_sparse_and_dense_input_give_the_same(seed, density):
     rng = np.random.default_rng(seed)
     X = rng.random((12, 9)) * (rng.random((12, 9)) < density)
@@ -124,9 +125,13 @@ def test_check_18_sparse_and_dense_input_give_the_same(seed, density):
     init = rng.random((12, 3)), rng.random((3, 9))
     method = DiagonalNPEFF(3, max_steps=8)
     a, b = (factorize(DiagonalFishers(values=v), method, init=init, **QUIET) for v in (X, rows))
-    np.testing.assert_allclose(a.coefficients, b.coefficients, atol=1e-9)
-    np.testing.assert_allclose(a.components, b.components, atol=1e-9)
+    made = [(r.coefficients @ r.components) * r.norms[:, None] for r in (a, b)]
+    np.testing.assert_allclose(*made, atol=1e-9)
     np.testing.assert_allclose(a.norms, b.norms, atol=1e-12)
+    # With fewer directions than components the product alone is determined.
+    if np.linalg.matrix_rank(X) >= 3:
+        np.testing.assert_allclose(a.coefficients, b.coefficients, atol=1e-9)
+        np.testing.assert_allclose(a.components, b.components, atol=1e-9)
 
 
 @pytest.mark.parametrize("backend", available_backends())
