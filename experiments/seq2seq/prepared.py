@@ -116,7 +116,7 @@ class PreparedDecoder:
         for layer in self.layers:
             h = layer(h, bias, self.closed, self.length)
         self.length += 1
-        return _unit(h) @ self.head
+        return torch.mm(_unit(h), self.head)
 
     def _bias(self) -> Tensor | None:
         """``(heads, 1, length + 1)``: the end of the row of the last place that there is room for.
@@ -182,28 +182,29 @@ class _Layer:
         rows = len(h)
         if at == self.kept.shape[2]:
             self.kept = _longer(self.kept)
-        made = (_unit(h) @ self.read).view(rows, 3, self.heads, self.d_kv)
+        made = torch.mm(_unit(h), self.read).view(rows, 3, self.heads, self.d_kv)
         shape = (rows * self.heads, 1, self.d_kv)
         query = made[:, 0].reshape(shape)
-        self.kept.view(2, rows, self.heads, -1, self.d_kv)[:, :, :, at] = made[:, 1:].transpose(
-            0, 1
-        )
-        keys, values = self.kept[:, :, : at + 1]
+        places = self.kept.view(2, rows, self.heads, -1, self.d_kv)
+        places.select(3, at).copy_(made[:, 1:].transpose(0, 1))
+        keys, values = self.kept[0].narrow(1, 0, at + 1), self.kept[1].narrow(1, 0, at + 1)
         logits = torch.bmm(query, keys.transpose(1, 2))
         if bias is not None:
             logits.view(rows, self.heads, 1, at + 1).add_(bias)
         mixed = torch.bmm(torch.softmax(logits, -1), values)
         h = torch.addmm(h, mixed.view(rows, self.inner), self.write)
-        query = (_unit(h) @ self.cross_read).view(shape)
+        query = torch.mm(_unit(h), self.cross_read).view(shape)
         logits = torch.bmm(query, self.cross_keys)
         if closed is not None:
             logits += closed
         mixed = torch.bmm(torch.softmax(logits, -1), self.cross_values)
         h = torch.addmm(h, mixed.view(rows, self.inner), self.cross_write)
-        hidden = _unit(h) @ self.feed_read
+        hidden = torch.mm(_unit(h), self.feed_read)
         if self.gated:
             gate, value = hidden.chunk(2, -1)
             hidden = activate(self.activation, gate) * value
+        elif self.activation == "relu":
+            hidden = hidden.relu_()
         else:
             hidden = activate(self.activation, hidden)
         return torch.addmm(h, hidden, self.feed_write)
