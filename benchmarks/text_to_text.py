@@ -42,7 +42,6 @@ SCALES = {
     "tiny": ((128, 512, 32, 4, 4), 4_096, 128, 29),
     "small": ((256, 1_024, 32, 8, 4), 4_096, 128, 29),
 }
-SCALES_INPUT = {sizes[0]: n for sizes, _, n, _ in SCALES.values()}
 BATCH = 32
 NEW_TOKENS, FEW_TOKENS = 96, 16
 
@@ -129,15 +128,15 @@ def further(made: Callable[[int], Any], sample: float) -> float:
     return (long - short) / (NEW_TOKENS - FEW_TOKENS)
 
 
-def bare(ours: Seq2Seq, places: int) -> Callable[[], None]:
-    """One token's products alone, after ``places`` tokens: with the weights, and with all keys and
-    values, for every row. No norms, no softmax, no residual sums, nothing is kept: not a decoder,
-    but what none of this kind can do without.
+def bare(ours: Seq2Seq, source: int, places: int) -> Callable[[], None]:
+    """The products of one token alone, after ``source`` inputs and ``places`` tokens.
+
+    With the weights, and with all keys and values, for every row. No norms, no softmax, no residual
+    sums, nothing is kept: not a decoder, but what none of this kind can do without.
     """
     c, inner = ours.config, ours.config.heads * ours.config.d_kv
     x, hidden = torch.randn(BATCH, c.d_model), torch.randn(BATCH, c.d_ff)
     mixed, query = torch.randn(BATCH, inner), torch.randn(BATCH * c.heads, 1, c.d_kv)
-    source = SCALES_INPUT[c.d_model]
     weights, caches = [], []
     for _ in range(c.layers):
         weights += [(x, torch.randn(c.d_model, 3 * inner)), (mixed, torch.randn(inner, c.d_model)),
@@ -185,7 +184,7 @@ def lines(scale: str, threads: int, pairs: int, sample: float) -> list[dict[str,
 
     found = compare(ours_made, theirs_made, pairs, sample)
     out.append({"what": f"encoder and {NEW_TOKENS} tokens", "bound": 0.5, **found})
-    products = bare(ours, (FEW_TOKENS + NEW_TOKENS) // 2)
+    products = bare(ours, inputs.shape[1], (FEW_TOKENS + NEW_TOKENS) // 2)
     mine_s, theirs_s, bare_s = [], [], []
     for _ in range(max(pairs, 7)):
         mine_s.append(further(ours_made, sample))

@@ -86,11 +86,14 @@ def versions(*, loaded: bool = True) -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in _REPORTED:
         module = sys.modules.get(_MODULES.get(name, name))
-        said = getattr(module, "__version__", None)
-        if said is None or not (loaded or name == "fishertope"):
-            said = None if loaded and module is None else _installed(name)
-        if said is not None or module is not None:
-            found[name] = "not installed" if said is None else str(said)
+        if not loaded and name != "fishertope":
+            said = _installed(name)
+        elif module is not None:
+            said = getattr(module, "__version__", None) or _installed(name) or "not installed"
+        else:
+            said = None
+        if said is not None:
+            found[name] = str(said)
     return found
 
 

@@ -131,3 +131,13 @@ def test_a_profiler_still_writes_its_table(tmp_path):
     )  # fmt: skip
     assert run.returncode == 0
     assert (tmp_path / "profile").stat().st_size > 0
+
+
+def test_garbage_is_looked_for_late_once_and_then_as_usual():
+    code = (
+        "import gc; usual = gc.get_threshold()\n"
+        "from fishertope.cli import _collect_later; _collect_later()\n"
+        "print(gc.get_threshold()[0]); kept = [[] for _ in range(60_000)]\n"
+        "print(gc.get_threshold() == usual, len(gc.callbacks))\n"
+    )
+    assert _process(code=code).stdout.split() == ["50000", "True", "0"]

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
@@ -314,35 +315,16 @@ def run_threads(
 
     ``tick`` runs on this thread every tenth of a second, so that signals arrive here too.
     """
-    lock, over = threading.Lock(), threading.Event()
-    errors: list[BaseException] = []
-    left = workers
-
-    def guarded() -> None:
-        nonlocal left
+    with ThreadPoolExecutor(workers, thread_name_prefix="merge") as pool:
+        waiting = {pool.submit(work) for _ in range(workers)}
         try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-        with lock:
-            left -= 1
-            if errors or not left:
-                over.set()
-
-    threads = [threading.Thread(target=guarded, name=f"merge-{k}") for k in range(workers)]
-    try:
-        for thread in threads:
-            thread.start()
-        while not over.wait(_TICK):
-            tick()
-    finally:
-        stop.set()
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join()
-    if errors:
-        raise errors[0]
-    tick()
+            while waiting:
+                finished, waiting = wait(waiting, timeout=_TICK, return_when=FIRST_EXCEPTION)
+                for future in finished:
+                    future.result()
+                tick()
+        finally:
+            stop.set()
 
 
 def resident_bytes() -> int:

@@ -18,8 +18,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     Errors that fishertope or the system raises on purpose are one message on stderr. Anything
     else is a defect of ours, and shows its traceback.
     """
-    # What is made while a command starts stays; looking through it for garbage takes 20 ms.
-    gc.set_threshold(50_000, 20, 20)
     from ..core.errors import FishertopeError
     from ._app import command_for
 
@@ -41,6 +39,7 @@ def program() -> NoReturn:
     Its objects are not freed one by one when it ends: 50 ms after numpy and LLVM were loaded. A
     profiler, a debugger and threads that still run see the usual end.
     """
+    _collect_later()
     try:
         main()
     except SystemExit as ended:
@@ -50,7 +49,20 @@ def program() -> NoReturn:
         raise
 
 
+def _collect_later() -> None:
+    """Look for garbage only after 50,000 objects, once: what a start makes stays (20 ms)."""
+    usual = gc.get_threshold()
+
+    def first(phase: str, info: dict[str, int]) -> None:
+        gc.callbacks.remove(first)
+        gc.set_threshold(*usual)
+
+    gc.callbacks.append(first)
+    gc.set_threshold(50_000, *usual[1:])
+
+
 def _leave(ended: SystemExit) -> None:
+    """End the process now with that code; returns where only the usual end will do."""
     code = 0 if ended.code is None else ended.code
     if not isinstance(code, int):
         return
