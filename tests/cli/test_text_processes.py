@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -136,6 +137,29 @@ def test_a_process_that_only_follows_another_says_nothing(monkeypatch, said, err
     from fishertope.core.fisher import ranks
 
     monkeypatch.setattr(ranks, "meeting_point", lambda shared: Store(said))
-    monkeypatch.setattr(_processes, "_SECONDS", 0.0 if said is None else 30.0)
+    monkeypatch.setattr(_processes, "_SECONDS", 0.3)
     shared = ranks.Ranks(rank=1, world=2)
     assert _processes._said_by_first(shared, error) is silent
+
+
+def test_sigterm_neither_adds_a_message_nor_ends_who_waits_for_process_0(monkeypatch):
+    from fishertope.cli import _processes
+    from fishertope.cli._long_runs import ending_with
+    from fishertope.core.fisher import ranks
+
+    store = Store(None)
+
+    def check(keys):  # torchrun's signal comes before process 0's word is seen
+        os.kill(os.getpid(), signal.SIGTERM)
+        store.said = "no room"
+        return True
+
+    monkeypatch.setattr(store, "check", check)
+    monkeypatch.setattr(ranks, "meeting_point", lambda shared: store)
+    before = signal.getsignal(signal.SIGTERM)
+    began = time.monotonic()
+    with ending_with("Later."):
+        shared = ranks.Ranks(rank=1, world=2)
+        assert _processes._said_by_first(shared, InvalidInputError("no room"))
+    assert time.monotonic() - began < _processes._SECONDS
+    assert signal.getsignal(signal.SIGTERM) is before

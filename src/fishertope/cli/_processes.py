@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,8 +27,8 @@ ParallelOption = Annotated[
     ),
 ]
 _TOLD = "fishertope/failure"
-_SECONDS = 3.0
-"""So long a process that fails waits for process 0 to say the same."""
+_SECONDS = 5.0
+"""So long a process that fails waits for process 0 to say the same, and to end first."""
 
 
 @contextmanager
@@ -49,19 +51,43 @@ def together(device: str) -> Iterator[torch.device]:
 
 
 def _said_by_first(shared: Any, error: Exception) -> bool:
-    """Whether process 0 shows this error; it lets the others know what it shows."""
+    """Whether process 0 shows this error; it lets the others know what it shows.
+
+    torchrun ends all processes with SIGTERM when one has ended. Here it raises nothing, so that
+    nothing is added to what process 0 says; and who follows process 0 waits for it, so that
+    process 0 is not ended before it has spoken.
+    """
     from ..core.fisher.ranks import meeting_point
 
-    with suppress(RuntimeError):  # a store that is gone tells nothing
+    with suppress(RuntimeError), _sigterm_noted() as ended:  # a store that is gone tells nothing
         store = meeting_point(shared)
         if shared.rank == 0:
             store.set(_TOLD, str(error))
             return False
-        end = time.monotonic() + _SECONDS
-        while time.monotonic() < end:
-            if store.check([_TOLD]):
+        if isinstance(error, StoppedError):
+            ended.set()
+        follows, until = False, time.monotonic() + _SECONDS
+        while time.monotonic() < until and not (follows and ended.is_set()):
+            if not follows and store.check([_TOLD]):
                 said = store.get(_TOLD).decode(errors="replace")
-                # One that lost the others, or was stopped for it (torchrun), has nothing to add.
-                return said == str(error) or isinstance(error, RankLostError | StoppedError)
+                # One that lost the others, or was ended for it, has nothing to add.
+                follows = said == str(error) or isinstance(error, RankLostError | StoppedError)
+                if not follows:
+                    break
             time.sleep(0.05)
+        return follows
     return False
+
+
+@contextmanager
+def _sigterm_noted() -> Iterator[threading.Event]:
+    """Set by SIGTERM, which has no other effect meanwhile (on the main thread)."""
+    noted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: noted.set())
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGTERM, before)
