@@ -9,7 +9,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from fishertope.core.errors import InvalidInputError
-from fishertope.experiments.seq2seq import Seq2Seq, Seq2SeqConfig, shift_right
+from fishertope.experiments.seq2seq import (
+    Seq2Seq,
+    Seq2SeqConfig,
+    prepared_attention,
+    shift_right,
+)
 from fishertope.experiments.seq2seq.checkpoints import save_pretrained
 from fishertope.experiments.seq2seq.decoding import (
     beam,
@@ -148,9 +153,17 @@ def test_refusals():
         sample(own, rows(8), max_new_tokens=2, generator=torch.Generator(), temperature=0.0)
 
 
+@pytest.fixture(params=["keyed", "latent"])
+def form(request, monkeypatch):
+    """The form of what a prepared decoder remembers, whatever the number of rows."""
+    least = 1 if request.param == "latent" else 10**6
+    monkeypatch.setattr(prepared_attention, "LATENT_ROWS", least)
+    return request.param
+
+
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
-def test_a_prepared_decoder_is_the_decoder(gated, padded):
+def test_a_prepared_decoder_is_the_decoder(gated, padded, form):
     """Folded norms and fused matrices change nothing but rounding; rows can be reordered."""
     from fishertope.experiments.seq2seq.decoding import _Session
     from fishertope.experiments.seq2seq.prepared import can_prepare
@@ -172,6 +185,8 @@ def test_a_prepared_decoder_is_the_decoder(gated, padded):
         assert can_prepare(model)
         fast, slow = (_Session(model, inputs, 2, room=3, prepare=p) for p in (True, False))
         assert fast.prepared is not None
+        kinds = {type(m).__name__ for b in fast.prepared.layers for m in (b.past, b.source)}
+        assert kinds == {form.capitalize() + what for what in ("Past", "Source")}
         assert slow.prepared is None
         tokens = fast.start
         for n in range(40):
@@ -191,7 +206,7 @@ def test_a_prepared_decoder_is_the_decoder(gated, padded):
     ("dtype", "eps", "close"),
     [(torch.float64, 0.5, 1e-10), (torch.float64, 1e-12, 1e-10), (torch.bfloat16, 1e-6, 0.05)],
 )
-def test_the_constant_column_of_a_prepared_decoder_is_the_eps_of_its_norms(dtype, eps, close):
+def test_the_constant_column_of_a_prepared_decoder_is_the_eps_of_its_norms(dtype, eps, close, form):
     from fishertope.experiments.seq2seq.decoding import _Session
 
     config = Seq2SeqConfig(
@@ -209,3 +224,17 @@ def test_the_constant_column_of_a_prepared_decoder_is_the_eps_of_its_norms(dtype
             a, b = fast.step(tokens), slow.step(tokens)
             torch.testing.assert_close(a, b, atol=close * float(b.abs().max()), rtol=0)
             tokens = b.argmax(-1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("batch", "d_kv", "kind"), [(8, 8, "Latent"), (7, 8, "Keyed"), (8, 2, "Keyed")]
+)
+def test_many_rows_of_short_heads_are_remembered_once_for_all_heads(batch, d_kv, kind):
+    from fishertope.experiments.seq2seq.prepared import PreparedDecoder
+
+    model = model_of(3, d_kv=d_kv)
+    with torch.no_grad():
+        inputs = rows(4, batch)
+        ready = PreparedDecoder(model, model.encode(inputs), model.source_mask(inputs), room=2)
+    names = {type(m).__name__ for b in ready.layers for m in (b.past, b.source)}
+    assert names == {f"{kind}Past", f"{kind}Source"}
