@@ -6,11 +6,11 @@
 Both sides have the same weights and the same batch; loss, gradients and greedy tokens are compared
 before anything is timed, and samples of the two sides alternate. A step is forward, backward and
 Adafactor (torch's, the same object settings on both sides). Decoding is greedy with a cache, a
-fixed number of tokens: the whole, encoder included, and what a further token costs (96 tokens less
-16), and what the matrix products of one token alone cost. Memory is what training adds to the
-resident peak, in processes of their own for each side in turns (Linux). The pipeline is span
-corruption of the manual that ships with Python, in tokens a second, beside the tokens that a step
-of the tiny size reads in a second.
+fixed number of tokens: the whole, encoder included, what a further token costs (96 tokens less 16),
+and what the matrix products of a token, with keys and values, cost alone. Memory is what training
+adds to the resident peak, in processes of their own for each side in turns (Linux). The pipeline is
+span corruption of the manual that ships with Python, in tokens a second, beside the tokens that a
+step of the tiny size reads in a second.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def bare(ours: Seq2Seq, source: int, places: int) -> Callable[[], None]:
     """The products of one token alone, after ``source`` inputs and ``places`` tokens.
 
     With the weights, and with all keys and values, for every row. No norms, no softmax, no residual
-    sums, nothing is kept: not a decoder, but what none of this kind can do without.
+    sums, nothing is kept: not a decoder, but what none that reads keys and values can do without.
     """
     c, inner = ours.config, ours.config.heads * ours.config.d_kv
     x, hidden = torch.randn(BATCH, c.d_model), torch.randn(BATCH, c.d_ff)
