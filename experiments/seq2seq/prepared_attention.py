@@ -42,9 +42,11 @@ class Past(Protocol):
 
         ``u`` ``(rows, d_model + PAD)`` is the normed stream, ``bias`` ``(1, heads, at + 1)``.
         """
+        ...
 
     def reorder(self, rows: Tensor) -> None:
         """Keep the given rows, in that order."""
+        ...
 
 
 class Source(Protocol):
@@ -52,6 +54,7 @@ class Source(Protocol):
 
     def __call__(self, u: Tensor, closed: Tensor | None) -> Tensor:
         """``(rows, heads * d_kv)``; ``closed`` ``(rows, 1, source)`` is added to the logits."""
+        ...
 
 
 def remembered(block: Block, encoded: Tensor, places: int) -> tuple[Past, Source]:
