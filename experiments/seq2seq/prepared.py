@@ -62,7 +62,7 @@ def _knows(b: nn.Module) -> bool:
 
 
 class PreparedDecoder:
-    """Writes one token a row and call; keeps keys and values of what was written.
+    """Writes one token a row and call; keeps what attention reads of those written.
 
     Parameters
     ----------
@@ -78,7 +78,8 @@ class PreparedDecoder:
     Notes
     -----
     Preparing costs one pass over the decoder's weights and, with few rows or long heads, the
-    products of the encoder's keys and values. Memory: a copy of the decoder's matrices.
+    products of the encoder's keys and values. Memory: a copy of the decoder's matrices, and what
+    :mod:`.prepared_attention` keeps.
     """
 
     def __init__(
